@@ -1,0 +1,1 @@
+"""Audio: the torchaudio door, mel features, reading and writing files, and the vocoder interface."""

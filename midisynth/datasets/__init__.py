@@ -1,0 +1,1 @@
+"""Corpus readers: what is on disk, splits and pairs. They know no model."""

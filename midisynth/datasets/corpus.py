@@ -1,0 +1,121 @@
+"""What a corpus reader is: it turns a folder on disk into records, and knows nothing of any model.
+
+Readers are registered in the entry-point group `midisynth.corpora`; a data module opens them by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from midisynth.errors import DataError
+from midisynth.music.midi import read_midi
+from midisynth.music.notes import Performance
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One recording, score or file of a corpus.
+
+    Attributes:
+        corpus: Name of the corpus.
+        id: Unique within the corpus and stable between runs; safe as a part of a file name.
+        piece: The composition or song. Splits and statistics go by piece, so that no piece is in two splits.
+        split: Official split, or one derived from `piece`.
+        midi: MIDI file, or None.
+        audio: Audio file, or None.
+        score: Score file, or None.
+        metadata: Whatever else the corpus says (composer, year, performer), plain values.
+    """
+
+    corpus: str
+    id: str
+    piece: str
+    split: Split
+    midi: Path | None = None
+    audio: Path | None = None
+    score: Path | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def performance(self) -> Performance:
+        """Notes and controllers of the record.
+
+        Raises:
+            DataError: The corpus has no MIDI for this record.
+            MidiError: The file cannot be read.
+        """
+        if self.midi is None:
+            raise DataError(f"{self.corpus}/{self.id} has no MIDI file")
+        return read_midi(self.midi)
+
+    def waveform(self, sample_rate: int) -> Tensor:
+        """Audio of the record, mixed to mono and resampled, [samples] float32.
+
+        Args:
+            sample_rate: Wanted rate (Hz).
+
+        Raises:
+            DataError: The corpus has no audio for this record.
+            AudioError: The file cannot be read.
+        """
+        if self.audio is None:
+            raise DataError(f"{self.corpus}/{self.id} has no audio file")
+        from midisynth.audio.io import load_audio
+
+        return load_audio(self.audio, sample_rate).mean(dim=0)
+
+
+class Corpus(ABC):
+    """A data set on disk, opened at `root`.
+
+    A subclass adds its own options to the constructor; they are what a user may write under `--data.NAME.`.
+
+    Args:
+        root: Folder of the data set.
+        weight: Share of this corpus when several are mixed, relative to the others.
+
+    Attributes:
+        version: Raised whenever the reader's result changes for the same files; part of every cache key.
+        content: What its records carry, out of "midi", "audio" and "score".
+    """
+
+    version: ClassVar[int] = 1
+    content: ClassVar[frozenset[str]] = frozenset({"midi", "audio"})
+
+    def __init__(self, root: str, weight: float = 1.0):
+        self.root = Path(root).expanduser()
+        self.weight = weight
+        if not self.root.is_dir():
+            raise DataError(f"{type(self).__name__.lower()}: no such folder: {self.root}")
+
+    @abstractmethod
+    def records(self) -> list[Record]:
+        """Every record, sorted by id, with its split.
+
+        Raises:
+            DataError: The folder is not in the layout of this corpus; names the file that is missing.
+        """
+
+
+def split_by_hash(piece: str, validation: float = 0.1, test: float = 0.1) -> Split:
+    """Split of a piece in a corpus without official splits: a hash of the piece, the same on every machine.
+
+    Args:
+        piece: The piece (never a file name: two recordings of one piece belong into one split).
+        validation: Share of the pieces for validation.
+        test: Share of the pieces for testing.
+    """
+    position = int.from_bytes(hashlib.sha256(piece.encode()).digest()[:8], "big") / 2**64
+    if position < test:
+        return "test"
+    return "validation" if position < test + validation else "train"

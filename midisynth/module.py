@@ -1,0 +1,185 @@
+"""The plugin contract on one page: what a model and its data module supply, and what they get for it.
+
+A model is a `MidiModule` with a codec, a loss and `render`; its data module is a `MidiDataModule` with `dataset`.
+Both are registered through entry points (groups `midisynth.models` and `midisynth.data`, the same name in both):
+
+    [project.entry-points."midisynth.models"]
+    sixth = "midisynth_sixth:Sixth"
+    [project.entry-points."midisynth.data"]
+    sixth = "midisynth_sixth:SixthData"
+
+From then on `midisynth fit|validate|test|predict --model sixth` work, on one process or many.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from torch.utils.data import default_collate
+
+import midisynth
+from midisynth import errors
+from midisynth.music.notes import Performance
+
+
+class Codec(Protocol):
+    """Music to tensors. It has no weights, so that data can be prepared before a model is trained."""
+
+    def encode(self, path: Path) -> Mapping[str, Any]:
+        """Read one input file and return what `MidiModule.collate` takes.
+
+        Raises:
+            midisynth.errors.MidisynthError: The file cannot be used; the text goes to the user.
+        """
+        ...
+
+
+@dataclass
+class Rendering:
+    """One chunk of the output of one item. Chunks of an item arrive in order and are written as they come.
+
+    Attributes:
+        audio: [channels, samples] in [-1, 1], or None.
+        sample_rate: Of `audio` (Hz).
+        performance: The whole output of a model that writes MIDI, or None.
+        figure: A matplotlib figure that is saved beside the output, or None.
+        report: Plain values that are shown and saved with the output.
+    """
+
+    audio: Tensor | None = None
+    sample_rate: int | None = None
+    performance: Performance | None = None
+    figure: Any = None
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One output that `predict` has to make.
+
+    Attributes:
+        source: The input file; None for a composer.
+        output: Where the result goes.
+        key: Identifies the content: hash of the input's bytes and the copy index. Noise is seeded from it.
+    """
+
+    source: Path | None
+    output: Path
+    key: str
+
+
+class Noise:
+    """Random numbers that depend on the item and the segment alone: not on rank, order or batch size.
+
+    Args:
+        items: The items of a batch, in the order of the batch.
+        seed: The user's seed.
+    """
+
+    def __init__(self, items: Sequence[Item], seed: int = 0):
+        self._items = list(items)
+        self._seed = seed
+
+    def generator(self, position: int, segment: int = 0) -> torch.Generator:
+        """A fresh CPU generator for one segment of the item at `position` of the batch."""
+        text = f"{self._seed}:{self._items[position].key}:{segment}"
+        digest = hashlib.sha256(text.encode()).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+    def normal(self, position: int, segment: int, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+        """Standard normal numbers of `shape`, drawn on the CPU so that every device gets the same."""
+        return torch.randn(*shape, generator=self.generator(position, segment)).to(device)
+
+
+class MidiModule(LightningModule):
+    """Base of every model.
+
+    A subclass passes `optimizer` and `lr_scheduler` on to `super().__init__`, takes plain values for everything else
+    (they become the hyper-parameters of its checkpoints), sets `codec`, and implements `training_step`,
+    `validation_step` (logging `train/loss` and `val/loss`) and `render`.
+
+    Args:
+        optimizer: Builds the optimizer from the parameters.
+        lr_scheduler: Builds a learning-rate schedule from the optimizer; it advances once a step.
+
+    Attributes:
+        reads: Suffixes of the files that `predict` accepts.
+        writes: Suffix of the files that it makes.
+        needs_input: False for a composer, which predicts without an input file.
+        codec: Music to tensors; see `Codec`.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = (".mid", ".midi")
+    writes: ClassVar[str] = ".wav"
+    needs_input: ClassVar[bool] = True
+    codec: Codec
+
+    def __init__(
+        self,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ):
+        super().__init__()
+        # Lightning walks the frames up to the subclass, so this one call records the subclass's arguments too.
+        # Callables are left out: they would be pickled, and checkpoints must load with weights_only=True.
+        self.save_hyperparameters(ignore=["optimizer", "lr_scheduler"])
+        self._optimizer = optimizer
+        self._lr_scheduler = lr_scheduler
+
+    def collate(self, examples: Sequence[Mapping[str, Any]]) -> Any:
+        """Join what `codec.encode` returned for several inputs into one batch."""
+        return default_collate(list(examples))
+
+    def render(self, batch: Any, noise: Noise) -> Iterator[tuple[int, Rendering]]:
+        """Make the outputs of a batch, chunk by chunk.
+
+        Args:
+            batch: What `collate` returned, on this module's device.
+            noise: The only source of randomness that may be used here.
+
+        Yields:
+            The position of an item in the batch, and the next chunk of its output.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not implement render()")
+
+    @classmethod
+    def load_published(cls, path: Path) -> MidiModule:
+        """Build the model from weights as their authors published them (`midisynth import`).
+
+        Raises:
+            midisynth.errors.CheckpointError: The file is not one of the published layouts.
+        """
+        raise errors.UsageError(f"{cls.__name__} has no importer for published weights")
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self._optimizer(self.parameters())
+        if self._lr_scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self._lr_scheduler(optimizer), "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # LightningCLI records the class for runs from the command line alone; a checkpoint that was written from
+        # Python must be enough for `predict` as well.
+        cls = type(self)
+        hparams = checkpoint.setdefault("hyper_parameters", {})
+        hparams["_class_path"] = f"{cls.__module__}.{cls.__qualname__}"
+        checkpoint["midisynth_version"] = midisynth.__version__
+
+
+class MidiDataModule(LightningDataModule):
+    """Base of every data module; see the data part of the contract in `midisynth.datasets`."""
+
+    def connect(self, model: MidiModule) -> None:
+        """Take from the model what only it knows. The command line calls this before anything else."""
+        self.codec = model.codec

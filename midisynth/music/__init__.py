@@ -1,0 +1,1 @@
+"""Note arrays, MIDI files, scores, pedal, rolls and segments. Imports NumPy; never torch."""

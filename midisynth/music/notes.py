@@ -1,0 +1,95 @@
+"""The lingua franca: structured arrays of notes, controllers and tempi, with units in the field names.
+
+Both clocks are kept. Seconds are what audio models need; ticks are what tokenizers with a metrical grid and
+round trips through files need, and neither can be recovered from the other without the tempo map.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+NOTE_DTYPE = np.dtype(
+    [
+        ("onset_sec", "<f8"),
+        ("duration_sec", "<f8"),
+        ("onset_tick", "<i8"),
+        ("duration_tick", "<i8"),
+        ("pitch", "<i4"),  # MIDI key number, 0..127
+        ("velocity", "<i4"),  # 1..127
+        ("channel", "<i4"),  # 0..15; 9 is drums
+        ("program", "<i4"),  # General MIDI program, 0..127
+        ("track", "<i4"),  # index into `Performance.track_names`
+    ]
+)
+
+CONTROL_DTYPE = np.dtype(
+    [
+        ("time_sec", "<f8"),
+        ("tick", "<i8"),
+        ("number", "<i4"),  # controller number, 0..127
+        ("value", "<i4"),  # 0..127
+        ("channel", "<i4"),
+        ("track", "<i4"),
+    ]
+)
+
+BEND_DTYPE = np.dtype(
+    [("time_sec", "<f8"), ("tick", "<i8"), ("value", "<i4"), ("channel", "<i4"), ("track", "<i4")]  # -8192..8191
+)
+
+TEMPO_DTYPE = np.dtype([("time_sec", "<f8"), ("tick", "<i8"), ("usec_per_quarter", "<i8")])
+
+TIME_SIGNATURE_DTYPE = np.dtype([("time_sec", "<f8"), ("tick", "<i8"), ("numerator", "<i4"), ("denominator", "<i4")])
+
+KEY_SIGNATURE_DTYPE = np.dtype([("time_sec", "<f8"), ("tick", "<i8"), ("fifths", "<i4"), ("minor", "?")])
+
+DRUM_CHANNEL = 9
+
+
+def _empty(dtype: np.dtype):
+    return field(default_factory=lambda: np.empty(0, dtype))
+
+
+@dataclass
+class Performance:
+    """Everything that a MIDI file says and a model may want.
+
+    Attributes:
+        notes: [notes] of `NOTE_DTYPE`, sorted by onset tick, then track, channel and pitch; file order breaks ties.
+        controls: [controls] of `CONTROL_DTYPE`, in time order. Pedal is controller 64.
+        bends: [bends] of `BEND_DTYPE`, in time order.
+        tempos: [tempos] of `TEMPO_DTYPE`; the first is at tick 0. Empty when ticks are seconds (SMPTE division).
+        time_signatures: [signatures] of `TIME_SIGNATURE_DTYPE`.
+        key_signatures: [signatures] of `KEY_SIGNATURE_DTYPE`.
+        ticks_per_quarter: Resolution of the tick clock; for SMPTE division the ticks of half a second (120 bpm).
+        track_names: Name of each track of the file, "" where it has none.
+        warnings: What the reader had to mend, one sentence each.
+    """
+
+    notes: np.ndarray = _empty(NOTE_DTYPE)
+    controls: np.ndarray = _empty(CONTROL_DTYPE)
+    bends: np.ndarray = _empty(BEND_DTYPE)
+    tempos: np.ndarray = _empty(TEMPO_DTYPE)
+    time_signatures: np.ndarray = _empty(TIME_SIGNATURE_DTYPE)
+    key_signatures: np.ndarray = _empty(KEY_SIGNATURE_DTYPE)
+    ticks_per_quarter: int = 480
+    track_names: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def end_sec(self) -> float:
+        """End of the last note (seconds); 0 for a file without notes."""
+        if len(self.notes) == 0:
+            return 0.0
+        return float((self.notes["onset_sec"] + self.notes["duration_sec"]).max())
+
+    def with_notes(self, notes: np.ndarray) -> Performance:
+        """The same performance with other notes, [notes] of `NOTE_DTYPE`."""
+        return replace(self, notes=notes)
+
+
+def is_drum(notes: np.ndarray) -> np.ndarray:
+    """Which notes are drums, [notes] bool: General MIDI reserves channel 10 (index 9) for them."""
+    return notes["channel"] == DRUM_CHANNEL
