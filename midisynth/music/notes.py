@@ -7,6 +7,7 @@ round trips through files need, and neither can be recovered from the other with
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -48,10 +49,6 @@ KEY_SIGNATURE_DTYPE = np.dtype([("time_sec", "<f8"), ("tick", "<i8"), ("fifths",
 DRUM_CHANNEL = 9
 
 
-def _empty(dtype: np.dtype):
-    return field(default_factory=lambda: np.empty(0, dtype))
-
-
 @dataclass
 class Performance:
     """Everything that a MIDI file says and a model may want.
@@ -60,20 +57,21 @@ class Performance:
         notes: [notes] of `NOTE_DTYPE`, sorted by onset tick, then track, channel and pitch; file order breaks ties.
         controls: [controls] of `CONTROL_DTYPE`, in time order. Pedal is controller 64.
         bends: [bends] of `BEND_DTYPE`, in time order.
-        tempos: [tempos] of `TEMPO_DTYPE`; the first is at tick 0. Empty when ticks are seconds (SMPTE division).
+        tempos: [tempos] of `TEMPO_DTYPE`; the first is at tick 0. Empty means 120 bpm.
         time_signatures: [signatures] of `TIME_SIGNATURE_DTYPE`.
         key_signatures: [signatures] of `KEY_SIGNATURE_DTYPE`.
-        ticks_per_quarter: Resolution of the tick clock; for SMPTE division the ticks of half a second (120 bpm).
+        ticks_per_quarter: Resolution of the tick clock. Files that count ticks of a second (SMPTE division) get a
+            resolution and one tempo that give their ticks exactly that length.
         track_names: Name of each track of the file, "" where it has none.
         warnings: What the reader had to mend, one sentence each.
     """
 
-    notes: np.ndarray = _empty(NOTE_DTYPE)
-    controls: np.ndarray = _empty(CONTROL_DTYPE)
-    bends: np.ndarray = _empty(BEND_DTYPE)
-    tempos: np.ndarray = _empty(TEMPO_DTYPE)
-    time_signatures: np.ndarray = _empty(TIME_SIGNATURE_DTYPE)
-    key_signatures: np.ndarray = _empty(KEY_SIGNATURE_DTYPE)
+    notes: np.ndarray = field(default_factory=partial(np.empty, 0, NOTE_DTYPE))
+    controls: np.ndarray = field(default_factory=partial(np.empty, 0, CONTROL_DTYPE))
+    bends: np.ndarray = field(default_factory=partial(np.empty, 0, BEND_DTYPE))
+    tempos: np.ndarray = field(default_factory=partial(np.empty, 0, TEMPO_DTYPE))
+    time_signatures: np.ndarray = field(default_factory=partial(np.empty, 0, TIME_SIGNATURE_DTYPE))
+    key_signatures: np.ndarray = field(default_factory=partial(np.empty, 0, KEY_SIGNATURE_DTYPE))
     ticks_per_quarter: int = 480
     track_names: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
