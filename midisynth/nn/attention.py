@@ -1,0 +1,67 @@
+"""Multi-head attention whose keys and values can be projected once and used many times."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class KeyValue(NamedTuple):
+    """Projected memory of one attention layer.
+
+    Attributes:
+        key: [batch, heads, length, head_dim].
+        value: [batch, heads, length, head_dim].
+    """
+
+    key: Tensor
+    value: Tensor
+
+
+class Attention(nn.Module):
+    """Scaled dot-product attention without biases ("Attention Is All You Need", section 3.2.2).
+
+    `heads * head_dim` need not equal `dim`. Without biases, attention to a memory of zeros contributes exactly zero,
+    which is what lets a model be unconditional by leaving cross-attention out.
+
+    Args:
+        dim: Width of the input and of the output.
+        heads: Number of heads.
+        head_dim: Width of one head.
+        dropout: Probability of dropping an attention weight.
+    """
+
+    def __init__(self, dim: int, heads: int, head_dim: int, dropout: float = 0.0):
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.query = nn.Linear(dim, heads * head_dim, bias=False)
+        self.key = nn.Linear(dim, heads * head_dim, bias=False)
+        self.value = nn.Linear(dim, heads * head_dim, bias=False)
+        self.out = nn.Linear(heads * head_dim, dim, bias=False)
+
+    def _split(self, x: Tensor) -> Tensor:
+        """[batch, length, heads * head_dim] -> [batch, heads, length, head_dim]."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def project(self, memory: Tensor) -> KeyValue:
+        """Project [batch, length, dim], so that repeated calls with one memory need not do it again."""
+        return KeyValue(self._split(self.key(memory)), self._split(self.value(memory)))
+
+    def forward(self, x: Tensor, memory: KeyValue | None = None, mask: Tensor | None = None) -> Tensor:
+        """Attend from `x` to `memory`, or to `x` itself.
+
+        Args:
+            x: [batch, length, dim].
+            memory: Projected memory; None for self-attention.
+            mask: [batch, 1, 1 or length, memory length] bool, True where attention is allowed; None for everywhere.
+
+        Returns:
+            [batch, length, dim].
+        """
+        key, value = self.project(x) if memory is None else memory
+        dropout = self.dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(self._split(self.query(x)), key, value, mask, dropout_p=dropout)
+        return self.out(attended.transpose(1, 2).flatten(-2))
