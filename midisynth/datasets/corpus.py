@@ -6,6 +6,7 @@ Readers are registered in the entry-point group `midisynth.corpora`; a data modu
 from __future__ import annotations
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -119,3 +120,23 @@ def split_by_hash(piece: str, validation: float = 0.1, test: float = 0.1) -> Spl
     if position < test:
         return "test"
     return "validation" if position < test + validation else "train"
+
+
+def piece_of(name: str, pattern: str | None) -> str:
+    """The piece that a file's name tells.
+
+    Args:
+        name: Name without suffix.
+        pattern: Regular expression that is searched for in the name; its first group is the piece. None, or no match:
+            the name is the piece.
+
+    Raises:
+        DataError: The pattern is not a regular expression with a group.
+    """
+    if pattern is None:
+        return name
+    try:
+        match = re.search(pattern, name)
+        return match[1] if match else name
+    except (re.error, IndexError) as error:
+        raise DataError(f"piece_pattern: '{pattern}' is not a regular expression with a group ({error})") from error

@@ -1,0 +1,1 @@
+"""Training aids that know no model: samplers, schedules, callbacks."""
