@@ -17,16 +17,21 @@ _LAZY = {
     "Noise": "midisynth.module",
     "Performance": "midisynth.music.notes",
     "Rendering": "midisynth.module",
+    "load_model": "midisynth.checkpoints",
+    "predict": "midisynth.render",
     "read_midi": "midisynth.music.midi",
+    "synthesize": "midisynth.render",
     "write_midi": "midisynth.music.midi",
 }
 
 __all__ = ["__version__", *sorted(_LAZY)]
 
 if TYPE_CHECKING:
-    from midisynth.module import Item, MidiDataModule, MidiModule, Noise, Rendering
-    from midisynth.music.midi import read_midi, write_midi
-    from midisynth.music.notes import Performance
+    from midisynth.checkpoints import load_model  # noqa: F401
+    from midisynth.module import Item, MidiDataModule, MidiModule, Noise, Rendering  # noqa: F401
+    from midisynth.music.midi import read_midi, write_midi  # noqa: F401
+    from midisynth.music.notes import Performance  # noqa: F401
+    from midisynth.render import predict, synthesize  # noqa: F401
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,117 @@
+"""Parts: what a model uses but does not train, such as a vocoder; a hyper-parameter names it.
+
+Parts stand outside the state dict, the optimizer, weight averaging and DDP. A checkpoint carries those that came from
+a file, so that it alone is enough to predict.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from midisynth import weights
+from midisynth.errors import CheckpointError
+
+#: Called with the reference, and with `content`: the bytes of the file it names if a checkpoint carried it, or None.
+PartLoader = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class _Carried:
+    """What a checkpoint says about a part.
+
+    Attributes:
+        reference: The hyper-parameter it belongs to.
+        content: Bytes of the file; None if the reference is a name.
+    """
+
+    reference: str
+    content: bytes | None
+
+
+class Parts:
+    """The parts of one model.
+
+    Args:
+        reference: Gives the present reference of a part, from its name.
+    """
+
+    def __init__(self, reference: Callable[[str], str]):
+        self._reference = reference
+        self._loaders: dict[str, PartLoader] = {}
+        self._carried: dict[str, _Carried] = {}
+        self._resolved: dict[str, tuple[str, Any]] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Parts:
+        # Weight averaging copies the model. Parts are constants, and some, like ONNX sessions, cannot be copied.
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_resolved": {}}
+
+    def declare(self, name: str, load: PartLoader) -> None:
+        """Add a part that is loaded when it is first used."""
+        self._loaders[name] = load
+
+    def get(self, name: str) -> Any:
+        """The part, loaded.
+
+        Raises:
+            CheckpointError: There is none under its reference.
+        """
+        reference = self._reference(name)
+        if self._resolved.get(name, (None,))[0] != reference:
+            carried = self._carried.get(name)
+            content = carried.content if carried is not None and carried.reference == reference else None
+            self._resolved[name] = reference, self._loaders[name](reference, content=content)
+        return self._resolved[name][1]
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """What a checkpoint stores: for each part its reference, its SHA-256, and the bytes [bytes] uint8 of a file."""
+        return {name: self._describe(name) for name in self._loaders}
+
+    def _describe(self, name: str) -> dict[str, Any]:
+        reference = self._reference(name)
+        carried = self._carried.get(name)
+        if carried is not None and carried.reference == reference and carried.content is not None:
+            content = carried.content
+        elif Path(reference).is_file():
+            content = Path(reference).read_bytes()
+        else:
+            shipped = weights.find(reference)
+            return {"reference": reference, "sha256": None if shipped is None else shipped.sha256}
+        data = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        return {"reference": reference, "sha256": hashlib.sha256(content).hexdigest(), "data": data}
+
+    def restore(self, state: Mapping[str, Mapping[str, Any]], context: str) -> None:
+        """Take what `state` returned.
+
+        Args:
+            state: Of the model that was saved.
+            context: Names the checkpoint in errors.
+
+        Raises:
+            CheckpointError: A part is not the one that the model was trained with.
+        """
+        carried = {}
+        for name, entry in state.items():
+            try:
+                reference, sha256, data = str(entry["reference"]), entry["sha256"], entry.get("data")
+                content = None if data is None else data.numpy().tobytes()
+            except (KeyError, TypeError, AttributeError) as error:
+                raise CheckpointError(f"{context}: its part {name!r} is malformed") from error
+            if content is not None and hashlib.sha256(content).hexdigest() != sha256:
+                raise CheckpointError(f"{context}: its part {name!r} is damaged: the SHA-256 differs")
+            shipped = weights.find(reference)
+            if content is None and shipped is not None and sha256 is not None and shipped.sha256 != sha256:
+                raise CheckpointError(
+                    f"{context}: was trained with another version of {reference!r} ({name}) than the one installed"
+                )
+            carried[name] = _Carried(reference, content)
+        self._carried = carried
+        self._resolved = {}

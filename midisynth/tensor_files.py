@@ -1,0 +1,191 @@
+"""Reading files of tensors that may be damaged, foreign or hostile, and putting tensors into modules.
+
+Nothing in such a file is ever executed: pickles are read with torch's restricted unpickler, and safetensors have no
+code. Damage is looked for before tensors are used, because neither format's reader does: torch is built without the
+checksum test of its zip files, and safetensors has no checksums.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from midisynth.errors import CheckpointError
+
+#: Real headers take some hundred bytes a tensor. Parsing what the format allows (100 MB) takes seconds.
+MAX_HEADER_BYTES = 10_000_000
+
+#: How many names an error lists.
+LISTED = 5
+
+
+def read_checkpoint(path: str | os.PathLike[str], check_tensors: bool = True) -> dict[str, Any]:
+    """Read a checkpoint in torch's zip format; its tensors stay on disk until they are used.
+
+    Args:
+        path: The file.
+        check_tensors: Compare the checksums of the tensors, which reads all of them, and not only of what describes
+            them.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, not a checkpoint, or contains more than tensors and plain values.
+    """
+    path = Path(path)
+    _refuse_other_files(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                if info.compress_type != zipfile.ZIP_STORED:
+                    raise CheckpointError(f"{path}: not a checkpoint: its records are compressed")
+                if check_tensors or info.filename.endswith(".pkl"):
+                    _read_all(archive, info)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"{path}: {_unpickling_cause(error)}") from error
+    except (zipfile.BadZipFile, RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError) as error:
+        raise CheckpointError(
+            f"{path}: damaged or cut off: expected a checkpoint as Lightning writes it; copy or download it again"
+        ) from error
+    except (TypeError, AttributeError, AssertionError, MemoryError, NotImplementedError) as error:
+        # What the unpickler makes of a stream that was altered; the checksums agree, so somebody altered it on purpose.
+        raise CheckpointError(f"{path}: not a checkpoint: its description of the tensors is malformed") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: not a checkpoint: expected a mapping, found a {type(content).__name__}")
+    return content
+
+
+def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read the tensors of a published file: safetensors, a state dict, or a checkpoint with a state dict in it.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or contains something else.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    content = read_checkpoint(path)
+    tensors = content.get("state_dict", content)
+    if not isinstance(tensors, Mapping) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise CheckpointError(f"{path}: expected a state dict: names of tensors to tensors")
+    return dict(tensors)
+
+
+def read_safetensors(path: str | os.PathLike[str], sha256: str | None = None) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Args:
+        path: The file.
+        sha256: What its hash must be; None if nobody wrote it down.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or not of this format.
+    """
+    path = Path(path)
+    _refuse_other_files(path)
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+    if not 2 <= header_bytes <= min(size - 8, MAX_HEADER_BYTES):
+        raise CheckpointError(f"{path}: damaged: expected a safetensors file, but its header does not fit the file")
+    if sha256 is not None and file_sha256(path) != sha256:
+        raise CheckpointError(f"{path}: damaged or exchanged: its SHA-256 is not the {sha256[:12]}... of its config")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: damaged: expected a safetensors file ({error})") from error
+
+
+def load_state(module: nn.Module, state: Mapping[str, Tensor], context: str) -> None:
+    """Put tensors into a module, all of them or none; half precision becomes the precision of the module.
+
+    Args:
+        module: Where they go.
+        state: What its state dict shall be.
+        context: Names the file in errors.
+
+    Raises:
+        CheckpointError: A tensor is missing, has no place, or has another shape; tells the first five and how many.
+    """
+    own = module.state_dict()
+    problems = {
+        "missing": sorted(own.keys() - state.keys()),
+        "unexpected": sorted(state.keys() - own.keys()),
+        "of another shape": [
+            f"{name} {list(state[name].shape)} instead of {list(tensor.shape)}"
+            for name, tensor in own.items()
+            if isinstance(tensor, Tensor) and name in state and state[name].shape != tensor.shape
+        ],
+        "of another kind": [
+            f"{name} {state[name].dtype} instead of {tensor.dtype}"
+            for name, tensor in own.items()
+            if isinstance(tensor, Tensor)
+            and name in state
+            and state[name].is_floating_point() != tensor.is_floating_point()
+        ],
+    }
+    found = [f"{len(names)} {what}: {_first(names)}" for what, names in problems.items() if names]
+    if found:
+        raise CheckpointError(f"{context}: its tensors do not fit {type(module).__name__}: {'; '.join(found)}")
+    module.load_state_dict(state)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _first(names: list[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
+
+
+def _read_all(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
+    """Read one record to its end, where zipfile compares the checksum."""
+    with archive.open(info) as record:
+        while record.read(1 << 20):
+            pass
+
+
+def _refuse_other_files(path: Path) -> None:
+    """Name the usual things that lie where a checkpoint was expected."""
+    if not path.exists():
+        raise CheckpointError(f"{path}: no such checkpoint")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: not a file")
+    try:
+        with path.open("rb") as file:
+            start = file.read(512)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+    if not start:
+        raise CheckpointError(f"{path}: the file is empty; expected a checkpoint: copy or download it again")
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path}: a Git LFS pointer, not the checkpoint itself; run `git lfs pull`")
+    if start.lstrip()[:1] == b"<":
+        raise CheckpointError(f"{path}: a web page, not a checkpoint; the download went wrong")
+    if path.suffix != ".safetensors" and not start.startswith(b"PK"):
+        raise CheckpointError(f"{path}: not a checkpoint: expected a file as torch.save writes it since torch 1.6")
+
+
+def _unpickling_cause(error: pickle.UnpicklingError) -> str:
+    text = str(error)
+    if "Unsupported global" in text or "GLOBAL" in text or "Unsupported" in text:
+        return "refused: it contains objects other than tensors and plain values, which could run code when loaded"
+    return "damaged, or not a checkpoint as Lightning writes it"
