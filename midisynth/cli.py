@@ -1,0 +1,309 @@
+"""The Trainer's commands: fit, validate, test, predict, and prepare, which shares their options.
+
+One `LightningCLI` with `MidiModule` and `MidiDataModule` in subclass mode. `midisynth.arguments` has turned names into
+class paths by the time its parser runs. Differences from plain LightningCLI: only the parser of the requested command
+is built, a checkpoint never overrides the command line, and predict needs neither a configuration nor a data module.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import warnings
+from argparse import SUPPRESS
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import torch
+import yaml
+from jsonargparse import Namespace, get_loader, set_loader, set_parsing_settings
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+import midisynth
+from midisynth import arguments, checkpoints, registry, render
+from midisynth.cli_errors import OptionError, key_in, missing_data, shorten
+from midisynth.errors import UsageError
+from midisynth.interrupts import Interrupts
+from midisynth.module import MidiDataModule, MidiModule
+from midisynth.progress import InterruptedCheckpoint, PlainProgress
+
+DESCRIPTIONS = {
+    "fit": "Train a model. Checkpoints, metrics and the complete configuration go to lightning_logs/.",
+    "validate": "Run the validation loop of a checkpoint, or of a model as it is initialised.",
+    "test": "Run the test loop of a checkpoint, or of a model as it is initialised.",
+    "predict": "Render files, folders or patterns with a checkpoint; without one, with the model that ships.",
+    "prepare": "Prepare the data of a configuration for training; a second run continues where the first stopped.",
+}
+COMMANDS = ("fit", "validate", "test", "predict")
+PARSER_MODE = "midisynth"
+# Packages whose classes a configuration may name besides those of plugins and those the user names.
+TRUSTED = {"midisynth", "torch", "lightning"}
+DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+
+
+def run(command: str, tokens: Sequence[str], interrupts: Interrupts) -> int:
+    """Run a Trainer command, or "prepare".
+
+    Args:
+        command: Its name.
+        tokens: The command line after it.
+        interrupts: Signals of this process.
+
+    Returns:
+        Exit code; 1 when some inputs of predict failed.
+
+    Raises:
+        midisynth.errors.MidisynthError: The command line, a checkpoint or data are wrong.
+    """
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_without_advertising)
+    # Lightning with torch 2.13: nothing that a user could do anything about.
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    set_loader(PARSER_MODE, _load_yaml, exceptions=(yaml.YAMLError,))
+    typed = arguments.Arguments.split(tokens)
+    named = _named_packages(typed, command)
+    # A configuration can name any function of any installed package as a class. What users write themselves, on the
+    # command line or in their files, they may; the class path of a model can also come from a stranger's checkpoint.
+    allowed = sorted(TRUSTED | registry.plugin_packages() | named)
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=allowed)
+    complete = arguments.expand(
+        typed, command, partial(checkpoints.trained_config, trusted=named), render.default_checkpoint
+    )
+    return MidiCLI(command, complete, interrupts).exit_code
+
+
+def _load_yaml(text: str) -> Any:
+    return arguments.resolve_names(get_loader("yaml")(text), COMMANDS)
+
+
+def _without_advertising(record: logging.LogRecord) -> bool:
+    return "Tip:" not in record.getMessage()
+
+
+def _named_packages(typed: arguments.Arguments, command: str) -> set[str]:
+    """Top-level packages that users themselves name on the command line and in their configuration files."""
+    named: set[str] = set()
+    for key, value in typed.options:
+        if value is not None:
+            named |= _packages(value)
+        if key == "config" and value is not None:
+            config = arguments.ConfigFile.read(arguments.config_path(value), command)
+            named |= _packages(config.content) if config is not None else set()
+    return named - sys.stdlib_module_names - {"jsonargparse"}
+
+
+def _packages(value: Any) -> set[str]:
+    """Top-level packages of everything in `value` that looks like a dotted path."""
+    if isinstance(value, str):
+        return {value.partition(".")[0]} if DOTTED.fullmatch(value) else set()
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return set().union(*map(_packages, value)) if isinstance(value, list) else set()
+
+
+class Parser(LightningArgumentParser):
+    """Parser whose errors are one cause long."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:
+            super().error(message, ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        raise shorten(message, parser) from ex
+
+
+class MidiCLI(LightningCLI):
+    """One run of one command.
+
+    Args:
+        command: The Trainer's method, or "prepare".
+        complete: Its command line, from `midisynth.arguments.expand`.
+        interrupts: Signals of this process.
+
+    Attributes:
+        exit_code: What the process should return.
+    """
+
+    def __init__(self, command: str, complete: arguments.Arguments, interrupts: Interrupts):
+        self.command = command
+        self.exit_code = 0
+        self._complete = complete
+        self._words = complete.words()
+        self._interrupts = interrupts
+        defaults: dict[str, Any] = {"use_distributed_sampler": False}
+        if command != "fit":
+            defaults |= {"logger": False, "enable_checkpointing": False}
+        parser_options = {
+            "parser_mode": PARSER_MODE,
+            "dump_header": [f"midisynth=={midisynth.__version__}"],
+            "usage": f"midisynth {command} {'[FILE ...] ' if command == 'predict' else ''}[options]",
+            "description": DESCRIPTIONS[command],
+        }
+        super().__init__(
+            MidiModule,
+            MidiDataModule,
+            save_config_callback=SaveConfigCallback if command == "fit" else None,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults=defaults,
+            # Rendering seeds each item by itself.
+            seed_everything_default=0 if command in ("fit", "validate", "test") else False,
+            # The keys of a Trainer's command go to its own parser.
+            parser_kwargs={"prog": "midisynth", **parser_options}
+            | ({} if command == "prepare" else {command: dict(parser_options)}),
+            parser_class=Parser,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            run=command != "prepare",
+            auto_configure_optimizers=False,
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The requested command alone; building the others would cost time and gain nothing."""
+        skipped = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
+        # Checkpoints are never unpickled, and predictions go to files.
+        return {self.command: skipped | {"weights_only", "return_predictions"}} if self.command != "prepare" else {}
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """As in LightningCLI, but without requiring data: a model may have its own, and predict needs none."""
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.set_defaults({f"trainer.{key}": value for key, value in self.trainer_defaults.items()})
+        parser.add_lightning_class_args(self._model_class, "model", subclass_mode=True)
+        if self.command == "predict":
+            # A configuration for training may have it. The module may be missing here, or lack a corpus: no matter.
+            parser.add_argument("--data", type=Any, default=None, help=SUPPRESS)
+        else:
+            parser.add_lightning_class_args(self._datamodule_class, "data", subclass_mode=True, required=False)
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the options that the Trainer does not know, before its own, so that help shows them first."""
+        super().add_default_arguments_to_parser(parser)
+        if self.command == "prepare":
+            parser.add_argument("--workers", type=int | None, default=None, help="processes; all cores when not given")
+        if self.command != "predict":
+            return
+        group = parser.add_argument_group("Inputs and outputs")
+        group.add_argument(
+            "--inputs", type=str, nargs="+", help="files, folders or patterns; `--inputs` may be left out"
+        )
+        group.add_argument(
+            "-o", "--output", type=str | None, default=None, help="output file, or folder; beside the input by default"
+        )
+        group.add_argument("--count", type=int, default=1, help="outputs for each input, or pieces to compose")
+        group.add_argument("--seed", type=int, default=0, help="the same seed gives the same output")
+        group.add_argument("--batch_size", type=int, default=1, help="inputs that are rendered together")
+        group.add_argument("--skip_existing", action="store_true", help="leave finished outputs alone")
+        group.add_argument(
+            "--on_error", type=Literal["continue", "stop"], default="continue", help="what to do when an input fails"
+        )
+        group.add_argument(
+            "--max_duration", type=float, default=7200.0, help="longest input that is accepted (seconds)"
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the prepared command line."""
+        try:
+            self.config = parser.parse_args(self._words if self.command == "prepare" else [self.command, *self._words])
+        except OptionError as error:
+            source = self._source(error.key)
+            raise UsageError(f"{source}: {error}" if source else str(error)) from error
+
+    def _source(self, key: str) -> str | None:
+        """The configuration file that a wrong key comes from; None when it was typed."""
+        typed = any(key == name or key.startswith(f"{name}.") for name, _ in self._complete.options) and key
+        files = [value for name, value in self._complete.options if name == "config" and Path(value or "").is_file()]
+        for file in [] if typed else reversed(files):
+            config = arguments.ConfigFile.read(file, self.command)
+            if config is None if key == "" else config is not None and key_in(config.content, key.split(".")):
+                return file
+        return None
+
+    def _parse_ckpt_path(self) -> None:
+        # The hyper-parameters of a checkpoint are the first configuration on the command line already. Lightning would
+        # merge them again, over what the user typed.
+        return
+
+    def instantiate_classes(self) -> None:
+        """Build model, data module and Trainer, as far as the command needs them."""
+        try:
+            self._instantiate()
+        except ValueError as error:
+            # What jsonargparse makes of an exception of a constructor.
+            raise shorten(str(error), self.parser) from error
+
+    def _instantiate(self) -> None:
+        if self.command == "predict":
+            self.config.predict.data = None
+        if self.command == "prepare":
+            # Preparation asks the model for its codec alone, which needs no weights.
+            self.config.trainer = Namespace()
+            with torch.device("meta"):
+                self.config_init = self.parser.instantiate_classes(self.config)
+            self.model, self.datamodule = self._get(self.config_init, "model"), self._get(self.config_init, "data")
+            return
+        super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the Trainer with our defaults where the configuration asks for Lightning's."""
+        config = self._get(self.config_init, "trainer")
+        fitting = self.command == "fit"
+        callbacks = config.get("callbacks") or []
+        callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
+        if config.get("logger") in (None, True):
+            config["logger"] = CSVLogger(save_dir=config.get("default_root_dir") or ".") if fitting else False
+        if not fitting:
+            # A configuration that was written for fit.
+            config["enable_checkpointing"] = False
+            callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
+        elif config.get("enable_checkpointing") in (None, True):
+            callbacks.append(InterruptedCheckpoint())
+        if config.get("enable_progress_bar") in (None, True) and not any(isinstance(c, ProgressBar) for c in callbacks):
+            # For predict, rendering puts its own in the place of this one.
+            callbacks.append(RichProgressBar() if sys.stdout.isatty() else PlainProgress())
+        config["callbacks"] = callbacks
+        return super().instantiate_trainer(**kwargs)
+
+    def after_instantiate_classes(self) -> None:
+        """Introduce the data module to the model and load the weights."""
+        if self.datamodule is not None:
+            self.datamodule.connect(self.model)
+        elif self.command in ("fit", "prepare") and not is_overridden("train_dataloader", self.model):
+            raise UsageError(missing_data())
+        checkpoint = self._get(self.config, "ckpt_path")
+        if checkpoint is not None and self.command != "fit":
+            checkpoints.load_weights(self.model, checkpoint)
+            # Only fit goes on from where a checkpoint stopped; the others want the weights.
+            self.config_init[self.command].ckpt_path = None
+        if self.command == "prepare":
+            self.datamodule.prepare(workers=self.config.workers)
+
+    def before_fit(self) -> None:
+        """Leave SIGTERM to Lightning, which ends after the current step."""
+        self._interrupts.deferred = True
+
+    def after_fit(self) -> None:
+        """Take SIGTERM back."""
+        self._interrupts.deferred = False
+
+    def predict(self, model: MidiModule, **_: Any) -> None:
+        """Render the inputs and report what became of each."""
+        options = self.config.predict
+        report = render.predict(
+            model,
+            options.inputs or [],
+            options.output,
+            count=options.count,
+            seed=options.seed,
+            batch_size=options.batch_size,
+            skip_existing=options.skip_existing,
+            on_error=options.on_error,
+            max_duration_sec=options.max_duration,
+            trainer=self.trainer,
+        )
+        if self.trainer.is_global_zero:
+            print(report.text())
+        self.exit_code = int(bool(report.failed))

@@ -1,0 +1,441 @@
+"""The contract suite: what every model has to do, as tests that a plugin package runs in one line.
+
+    from midisynth.testing import contract_suite
+    TestSixth = contract_suite("sixth")
+
+pytest collects the class. The tests use the preset `<name>/tiny` and small inputs that are generated here according to
+what the model reads, so nothing but the installed package is needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import io
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import docstring_parser
+import jsonargparse
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from midisynth import registry
+from midisynth.audio.vocoder import Vocoder, VocoderStream
+from midisynth.errors import MidisynthError
+from midisynth.main import main
+from midisynth.module import Item, MidiDataModule, MidiModule, Noise, Rendering
+from midisynth.music.clock import ticks_from_seconds
+from midisynth.music.midi import read_midi, write_midi
+from midisynth.music.notes import CONTROL_DTYPE, NOTE_DTYPE, Performance
+from midisynth.music.pedal import SUSTAIN
+
+ON_CPU = ("--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.enable_progress_bar=false")
+SILENCE = 1e-4  # peak below which a file counts as silent, -80 dB
+BATCH_TOLERANCE = 1e-4
+
+
+class ContractSuite:
+    """The tests; `contract_suite` makes a subclass for one model.
+
+    Attributes:
+        name: Entry-point name of the model.
+        arguments: What the command line of `fit` needs besides the preset.
+    """
+
+    name: ClassVar[str]
+    arguments: ClassVar[tuple[str, ...]] = ()
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def model_class(cls) -> type[MidiModule]:
+        """The registered class."""
+        return registry.load("models", cls.name)
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def inputs(cls, model_class: type[MidiModule], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+        """Files that the model reads."""
+        return example_inputs(model_class.reads, tmp_path_factory.mktemp("inputs"))
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def checkpoint(cls, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        """What a fit of two batches saves; `EveryParameterLearns` watches it."""
+        folder = tmp_path_factory.mktemp("fit")
+        run(
+            *("fit", f"--config={cls.name}/tiny", *cls.arguments, *ON_CPU),
+            *("--trainer.max_steps=-1", "--trainer.max_epochs=1", "--trainer.limit_train_batches=2"),
+            *(
+                "--trainer.val_check_interval=1.0",
+                "--trainer.check_val_every_n_epoch=1",
+                "--trainer.limit_val_batches=1",
+            ),
+            f"--trainer.default_root_dir={folder}",
+            "--trainer.callbacks+=midisynth.testing.EveryParameterLearns",
+            *(
+                "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
+                f"--trainer.callbacks.dirpath={folder}",
+            ),
+            *("--trainer.callbacks.filename=contract", "--trainer.callbacks.every_n_train_steps=2"),
+        )
+        return folder / "contract.ckpt"
+
+    def test_imports_without_gpu(self, tmp_path: Path):
+        """Every rank imports the plugin: without CUDA, without drawing random numbers, without writing files."""
+        found = registry.entry("models", self.name)
+        script = (
+            "import torch; before = torch.get_rng_state()\n"
+            f"import {found.module} as module; module.{found.attribute}\n"
+            "assert torch.equal(before, torch.get_rng_state()), 'importing draws random numbers'\n"
+            "assert not torch.cuda.is_initialized(), 'importing initialises CUDA'"
+        )
+        environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert not any(tmp_path.iterdir()), "importing writes files"
+
+    def test_is_registered(self, model_class: type[MidiModule]):
+        """The model and its data module share a name, and say what the model reads and writes."""
+        assert issubclass(model_class, MidiModule)
+        assert issubclass(registry.load("data", self.name), MidiDataModule)
+        assert model_class.writes.startswith(".")
+        assert all(suffix.startswith(".") for suffix in model_class.reads)
+        assert model_class.reads or not model_class.needs_input
+
+    @pytest.mark.parametrize("group", ["models", "data"])
+    def test_every_argument_is_documented(self, group: registry.Group):
+        """The `Args:` of a class are the help of its options."""
+        loaded = registry.load(group, self.name)
+        texts = [owner.__doc__ for base in loaded.__mro__ for owner in (base, base.__init__) if owner.__doc__]
+        parameters = [parameter for text in texts for parameter in docstring_parser.parse(text).params]
+        documented = {parameter.arg_name for parameter in parameters if parameter.description}
+        missing = set(inspect.signature(loaded).parameters) - documented
+        assert not missing, f"{loaded.__name__}: undocumented: {', '.join(sorted(missing))}"
+
+    def test_presets_build_and_round_trip(self, tmp_path: Path):
+        """Every preset parses, prints a configuration that prints itself, and builds a model without memory."""
+        presets = registry.presets(registry.entry("models", self.name))
+        assert "tiny" in presets, f"there is no cfg/{self.name}/tiny.yaml"
+        for preset in presets:
+            printed = run("fit", f"--config={self.name}/{preset}", *self.arguments, "--print_config")
+            (tmp_path / "printed.yaml").write_text(printed, encoding="utf-8")
+            assert run("fit", f"--config={tmp_path / 'printed.yaml'}", "--print_config") == printed
+            with torch.device("meta"):
+                build_model(printed)
+
+    def test_codec_is_a_function_of_the_file(self, inputs: list[Path]):
+        """Encoding needs no training, draws nothing at random and gives the same twice."""
+        codec = self._untrained().codec
+        before = torch.get_rng_state()
+        for path in inputs:
+            encoded = codec.encode(path)
+            assert isinstance(encoded, Mapping)
+            assert same(encoded, codec.encode(path)), f"{path.name} is encoded differently the second time"
+        assert torch.equal(before, torch.get_rng_state())
+
+    def test_codec_inverts(self, inputs: list[Path]):
+        """A codec that can decode gives the pitches back, in order, with their onsets within 20 ms."""
+        codec = self._untrained().codec
+        if not hasattr(codec, "decode"):
+            pytest.skip("the codec has no decode()")
+        for path in inputs:
+            once = codec.decode(codec.encode(path)).notes
+            notes = read_midi(path).notes
+            wanted, got = (np.sort(n[["onset_sec", "pitch"]], order=["pitch", "onset_sec"]) for n in (notes, once))
+            wanted = wanted[np.isin(wanted["pitch"], got["pitch"])]  # drums are no pitches to every codec
+            np.testing.assert_array_equal(got["pitch"], wanted["pitch"])
+            np.testing.assert_allclose(got["onset_sec"], wanted["onset_sec"], atol=0.02)
+
+    def test_bad_input_is_an_error_for_users(self, model_class: type[MidiModule], tmp_path: Path):
+        """Whatever is in a file, the codec raises nothing but `MidisynthError`."""
+        codec = self._untrained().codec
+        for suffix in model_class.reads:
+            for content in (b"", b"<html>404</html>", b"MThd\x00\x00\x00\x06\x00\x01", bytes(range(256))):
+                path = tmp_path / f"bad{suffix}"
+                path.write_bytes(content)
+                with pytest.raises(MidisynthError):
+                    codec.encode(path)
+
+    def test_fits(self, checkpoint: Path):
+        """Two batches train with finite loss, every parameter gets a gradient, and a checkpoint is saved."""
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        assert saved["hyper_parameters"]["_class_path"]
+        assert all(tensor.isfinite().all() for tensor in saved["state_dict"].values() if tensor.is_floating_point())
+
+    def test_checkpoint_restores_the_model(self, checkpoint: Path, model_class: type[MidiModule], tmp_path: Path):
+        """A checkpoint alone gives the class, the options and the weights; saved again it is the same."""
+        from midisynth.checkpoints import load_model
+
+        model = load_model(str(checkpoint))
+        assert type(model) is model_class
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        assert same(dict(model.state_dict()), dict(saved["state_dict"]))
+        trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
+        trainer.strategy.connect(model)
+        trainer.save_checkpoint(tmp_path / "again.ckpt", weights_only=True)
+        assert same(dict(load_model(str(tmp_path / "again.ckpt")).state_dict()), dict(saved["state_dict"]))
+
+    def test_predicts_the_same_twice(
+        self, checkpoint: Path, inputs: list[Path], model_class: type[MidiModule], tmp_path: Path
+    ):
+        """From a checkpoint and a file to an output that is not silent; the same seed gives the same bytes."""
+        words = [str(inputs[0])] if model_class.needs_input else ["--count=1"]
+        for attempt in ("first", "second"):
+            run("predict", *words, f"--ckpt_path={checkpoint}", f"--output={tmp_path / attempt}/", *ON_CPU)
+        first, second = (
+            sorted(path for path in (tmp_path / attempt).rglob(f"*{model_class.writes}"))
+            for attempt in ("first", "second")
+        )
+        assert len(first) == len(second) == 1
+        assert_sounds(first[0])
+        assert first[0].read_bytes() == second[0].read_bytes()
+
+    def test_batch_of_two_is_two_batches_of_one(self, checkpoint: Path, inputs: list[Path]):
+        """What else is in the batch changes an output by no more than rounding."""
+        from midisynth.checkpoints import load_model
+
+        model = load_model(str(checkpoint)).eval()
+        if not model.needs_input:
+            pytest.skip("a composer has no inputs to batch")
+        part = model.part
+        model.part = lambda name: ReadableVocoder(part(name)) if isinstance(part(name), Vocoder) else part(name)
+        chosen = inputs[:2]
+        together = render(model, chosen)
+        for position, path in enumerate(chosen):
+            (alone,) = render(model, [path])
+            assert_close(together[position], alone)
+
+    def _untrained(self) -> MidiModule:
+        return build_model(run("fit", f"--config={self.name}/tiny", *self.arguments, "--print_config"))
+
+
+def contract_suite(name: str, *arguments: str) -> type[ContractSuite]:
+    """Tests of one registered model and its data module.
+
+    Args:
+        name: Entry-point name.
+        arguments: What `fit --config <name>/tiny` needs besides, such as a corpus that cannot ship with the plugin.
+
+    Returns:
+        A class for pytest; bind it to a name that starts with `Test`.
+    """
+    return type(f"Test_{name}", (ContractSuite,), {"name": name, "arguments": arguments})
+
+
+class EveryParameterLearns(Callback):
+    """Fails a fit in which the loss is not finite or a parameter never gets a gradient."""
+
+    def __init__(self) -> None:
+        self._without_gradient: set[str] = set()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._without_gradient = {name for name, p in pl_module.named_parameters() if p.requires_grad}
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A branch behind a gate that starts at zero gets its first gradient in the second step.
+        for name, parameter in pl_module.named_parameters():
+            if parameter.grad is not None and parameter.grad.abs().sum() > 0:
+                self._without_gradient.discard(name)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
+        if loss is not None and not torch.isfinite(loss):
+            raise AssertionError(f"the loss of batch {batch_idx} is {float(loss)}")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._without_gradient:
+            raise AssertionError(f"no gradient in: {', '.join(sorted(self._without_gradient))}")
+
+
+class ReadableVocoder(Vocoder):
+    """Stands in for a vocoder when renderings are compared: its audio is the spectrogram, number for number.
+
+    Griffin-Lim turns rounding errors of 1e-7 in a spectrogram into 1e-3 in the audio, so that audio cannot tell
+    whether a model leaks from one item of a batch into another.
+
+    Args:
+        replaced: The vocoder whose place it takes.
+    """
+
+    def __init__(self, replaced: Vocoder):
+        self.sample_rate, self.hop_samples, self.mels = replaced.sample_rate, replaced.hop_samples, replaced.mels
+
+    def stream(self, seed: int = 0) -> VocoderStream:
+        return _ReadableStream(self.hop_samples)
+
+
+class _ReadableStream(VocoderStream):
+    def __init__(self, hop_samples: int):
+        self._hop_samples = hop_samples
+
+    def push(self, mel: Tensor) -> Tensor:
+        return torch.nn.functional.pad(mel, (0, self._hop_samples - mel.shape[1])).flatten()
+
+    def finish(self) -> Tensor:
+        return torch.zeros(0)
+
+
+def run(*words: str) -> str:
+    """Run a command of the command line in this process.
+
+    Args:
+        words: The command and its options.
+
+    Returns:
+        What it printed.
+    """
+    printed, complaints = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(complaints):
+        code = main([*words, "--debug"])
+    assert code == 0, f"midisynth {' '.join(words)}: exit code {code}\n{printed.getvalue()}{complaints.getvalue()}"
+    return printed.getvalue()
+
+
+def build_model(config: str) -> MidiModule:
+    """Build the model of a configuration as `--print_config` writes it."""
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(MidiModule, "model")
+    return parser.instantiate(parser.parse_object({"model": yaml.safe_load(config)["model"]})).model
+
+
+def render(model: MidiModule, paths: Sequence[Path], seed: int = 0) -> list[list[Rendering]]:
+    """Render files as one batch, in this process and without writing.
+
+    Args:
+        model: In evaluation mode.
+        paths: Input files.
+        seed: The user's seed.
+
+    Returns:
+        The chunks of each file.
+    """
+    noise = Noise([Item(path, path.with_suffix(model.writes), path.name) for path in paths], seed)
+    chunks: list[list[Rendering]] = [[] for _ in paths]
+    with torch.inference_mode():
+        for position, chunk in model.render(model.collate([model.codec.encode(path) for path in paths]), noise):
+            chunks[position].append(chunk)
+    return chunks
+
+
+def assert_close(one: Sequence[Rendering], other: Sequence[Rendering]) -> None:
+    """Two renderings of an item differ by rounding alone, however they are cut into chunks."""
+    audio = [[chunk.audio for chunk in chunks if chunk.audio is not None] for chunks in (one, other)]
+    assert bool(audio[0]) == bool(audio[1])
+    if audio[0]:
+        torch.testing.assert_close(torch.cat(audio[0], 1), torch.cat(audio[1], 1), rtol=0, atol=BATCH_TOLERANCE)
+    notes = [[chunk.performance.notes for chunk in chunks if chunk.performance is not None] for chunks in (one, other)]
+    for got, wanted in zip(*notes, strict=True):
+        np.testing.assert_array_equal(got["pitch"], wanted["pitch"])
+        np.testing.assert_allclose(got["onset_sec"], wanted["onset_sec"], atol=BATCH_TOLERANCE)
+
+
+def assert_sounds(path: Path) -> None:
+    """An audio file holds finite samples that are not silence; a MIDI file holds notes."""
+    if path.suffix in (".mid", ".midi"):
+        assert len(read_midi(path).notes), f"{path.name} holds no notes"
+        return
+    audio, sample_rate = soundfile.read(path)
+    assert len(audio) and np.isfinite(audio).all()
+    assert np.abs(audio).max() > SILENCE, f"{path.name} is silent ({len(audio) / sample_rate:.1f} s)"
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equality of nested mappings and sequences of tensors, arrays and plain values."""
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, np.ndarray):
+        return isinstance(other, np.ndarray) and one.dtype == other.dtype and bool(np.array_equal(one, other))
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, Sequence) and not isinstance(one, str | bytes):
+        return len(one) == len(other) and all(same(a, b) for a, b in zip(one, other, strict=True))
+    return one == other or (isinstance(one, float) and math.isnan(one) and math.isnan(other))
+
+
+def example_inputs(reads: Sequence[str], folder: Path) -> list[Path]:
+    """Small input files of the first kind that a model reads and this module can make.
+
+    Args:
+        reads: Suffixes.
+        folder: Where they go.
+    """
+    makers: dict[str, Callable[[Path], Iterator[Path]]] = {
+        ".mid": _midi_files,
+        ".musicxml": _score_files,
+        ".xml": _score_files,
+    }
+    for suffix in reads:
+        if suffix in makers:
+            return list(makers[suffix](folder))
+    assert not reads, f"no example inputs for {reads}: read .mid or .musicxml as well"
+    return []
+
+
+def performance_of(
+    rows: Sequence[tuple[float, float, int, int, int]], pedal: Sequence[tuple[float, int]] = ()
+) -> Performance:
+    """A performance at 120 bpm.
+
+    Args:
+        rows: Notes: onset (seconds), duration (seconds), pitch, velocity, channel.
+        pedal: Sustain pedal: time (seconds), value; on channel 0.
+    """
+    notes = np.zeros(len(rows), NOTE_DTYPE)
+    for column, name in enumerate(("onset_sec", "duration_sec", "pitch", "velocity", "channel")):
+        notes[name] = [row[column] for row in rows]
+    controls = np.zeros(len(pedal), CONTROL_DTYPE)
+    controls["time_sec"], controls["value"] = [time for time, _ in pedal], [value for _, value in pedal]
+    controls["number"] = SUSTAIN
+    return ticks_from_seconds(Performance(notes, controls, track_names=[""]))
+
+
+def _midi_files(folder: Path) -> Iterator[Path]:
+    scale = [(0.25 * i, 0.24, 60 + step, 50 + 8 * i, 0) for i, step in enumerate((0, 2, 4, 5, 7, 9, 11, 12))]
+    chords = [(0.75 * i, 0.5, pitch, 90, 0) for i, chord in enumerate(((48, 64, 67), (53, 65, 69))) for pitch in chord]
+    drums = [(0.5 * i, 0.1, 36 + 2 * (i % 2), 100, 9) for i in range(4)]
+    pieces = {
+        "scale": performance_of(scale),
+        "pedalled": performance_of(chords, [(0.1, 127), (0.7, 0), (0.8, 127), (1.6, 0)]),
+        "band": performance_of(scale + drums),
+        "late": performance_of([(1.5, 0.5, 21, 1, 0), (1.5, 0.5, 108, 127, 0)]),
+        "one_note": performance_of([(0.0, 1.0, 60, 64, 0)]),
+    }
+    for name, piece in pieces.items():
+        write_midi(piece, folder / f"{name}.mid")
+        yield folder / f"{name}.mid"
+
+
+def _score_files(folder: Path) -> Iterator[Path]:
+    for name, melody in {"rising": "CDEFGAB", "falling": "BAGF"}.items():
+        notes = "".join(
+            f"<note><pitch><step>{step}</step><octave>4</octave></pitch><duration>1</duration><voice>1</voice>"
+            "<type>quarter</type></note>"
+            for step in melody
+        )
+        measure = (
+            f'<measure number="1"><attributes><divisions>1</divisions><time><beats>{len(melody)}</beats>'
+            "<beat-type>4</beat-type></time><clef><sign>G</sign><line>2</line></clef></attributes>"
+        )
+        path = folder / f"{name}.musicxml"
+        path.write_text(
+            '<?xml version="1.0" encoding="UTF-8"?><score-partwise version="4.0"><part-list><score-part id="P1">'
+            '<part-name>Piano</part-name></score-part></part-list><part id="P1">'
+            f"{measure}{notes}</measure></part></score-partwise>",
+            encoding="utf-8",
+        )
+        yield path
