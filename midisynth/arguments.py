@@ -8,6 +8,7 @@ option is written as one word, `--key=value`, which leaves nothing to guess abou
 from __future__ import annotations
 
 import json
+import os
 from argparse import ArgumentError
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -120,7 +121,8 @@ class ConfigFile:
     def read(cls, value: str, command: str) -> ConfigFile | None:
         """Read what `--config` names; None for what only jsonargparse can complain about properly."""
         path = Path(value)
-        is_file = "\n" not in value and path.is_file()
+        # Unlike Path.is_file, this is False for an inline configuration that is longer than any path may be.
+        is_file = os.path.isfile(value)
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8") if is_file else value)
         except (OSError, UnicodeDecodeError, yaml.YAMLError):
@@ -193,7 +195,7 @@ def config_path(value: str) -> str:
         UsageError: The model has no such preset.
     """
     is_preset = value.count("/") == 1 and "\n" not in value and not value.endswith((".yaml", ".yml", ".json"))
-    if not is_preset or Path(value).exists() or value.startswith("/"):
+    if not is_preset or os.path.exists(value) or value.startswith(("/", "{")):
         return value
     return str(registry.preset(value))
 

@@ -26,9 +26,10 @@ import midisynth
 from midisynth import registry, weights
 from midisynth.errors import CheckpointError
 from midisynth.module import MidiModule
-from midisynth.tensor_files import file_sha256, load_state, read_checkpoint, read_safetensors, read_tensors
+from midisynth.tensor_files import check_state, file_sha256, load_state, read_checkpoint, read_safetensors, read_tensors
 
 __all__ = [
+    "check_resumable",
     "default_for",
     "load_model",
     "load_state",
@@ -101,6 +102,26 @@ def load_weights(model: MidiModule, reference: str | os.PathLike[str]) -> None:
         CheckpointError: It cannot be read, or belongs to another model.
     """
     _fill(model, _read(reference), str(reference))
+
+
+def check_resumable(model: MidiModule, path: str | os.PathLike[str]) -> None:
+    """Make sure that training can go on from a checkpoint, before Lightning opens it.
+
+    Args:
+        model: That will be trained.
+        path: A `.ckpt` file.
+
+    Raises:
+        CheckpointError: It cannot be read, is of another model, or has weights alone.
+    """
+    stored = _read_lightning(Path(path), tensors=True)
+    name = stored.class_path.rpartition(".")[2]
+    if name != type(model).__name__:
+        raise CheckpointError(f"{path}: is of {stored.class_path}, not of {model.class_path()}")
+    check_state(model, stored.state, str(path) + _written_by(stored))
+    for key in ("optimizer_states", "loops"):
+        if key not in stored.checkpoint:
+            raise CheckpointError(f"{path}: has weights alone; training can go on only from a complete checkpoint")
 
 
 def trained_config(reference: str | os.PathLike[str], trusted: Iterable[str] = ()) -> dict[str, Any]:

@@ -8,13 +8,13 @@ is built, a checkpoint never overrides the command line, and predict needs neith
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import warnings
 from argparse import SUPPRESS
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -75,7 +75,12 @@ def run(command: str, tokens: Sequence[str], interrupts: Interrupts) -> int:
     complete = arguments.expand(
         typed, command, partial(checkpoints.trained_config, trusted=named), render.default_checkpoint
     )
-    return MidiCLI(command, complete, interrupts).exit_code
+    try:
+        return MidiCLI(command, complete, interrupts).exit_code
+    finally:
+        # Left to the end of the interpreter, gloo's threads sometimes abort the process (SIGABRT) after all is done.
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def _load_yaml(text: str) -> Any:
@@ -213,12 +218,15 @@ class MidiCLI(LightningCLI):
             raise UsageError(f"{source}: {error}" if source else str(error)) from error
 
     def _source(self, key: str) -> str | None:
-        """The configuration file that a wrong key comes from; None when it was typed."""
-        typed = any(key == name or key.startswith(f"{name}.") for name, _ in self._complete.options) and key
-        files = [value for name, value in self._complete.options if name == "config" and Path(value or "").is_file()]
-        for file in [] if typed else reversed(files):
+        """The configuration file that a wrong key comes from, or for no key one that is no YAML; None for neither."""
+        options = self._complete.options
+        if key and any(key == name or key.startswith(f"{name}.") for name, _ in options):
+            return None  # typed
+        configs = [value for name, value in reversed(options) if name == "config" and value]
+        # Unlike Path.is_file, this is False for an inline configuration that is longer than any path may be.
+        for file in filter(os.path.isfile, configs):
             config = arguments.ConfigFile.read(file, self.command)
-            if config is None if key == "" else config is not None and key_in(config.content, key.split(".")):
+            if key_in(config.content, key.split(".")) if key and config else not (key or config):
                 return file
         return None
 
@@ -260,7 +268,7 @@ class MidiCLI(LightningCLI):
             config["enable_checkpointing"] = False
             callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
         elif config.get("enable_checkpointing") in (None, True):
-            callbacks.append(InterruptedCheckpoint())
+            callbacks.append(InterruptedCheckpoint(self._interrupts))
         if config.get("enable_progress_bar") in (None, True) and not any(isinstance(c, ProgressBar) for c in callbacks):
             # For predict, rendering puts its own in the place of this one.
             callbacks.append(RichProgressBar() if sys.stdout.isatty() else PlainProgress())
@@ -271,23 +279,18 @@ class MidiCLI(LightningCLI):
         """Introduce the data module to the model and load the weights."""
         if self.datamodule is not None:
             self.datamodule.connect(self.model)
-        elif self.command in ("fit", "prepare") and not is_overridden("train_dataloader", self.model):
+        elif self.command == "prepare" or (self.command == "fit" and not is_overridden("train_dataloader", self.model)):
             raise UsageError(missing_data())
         checkpoint = self._get(self.config, "ckpt_path")
+        if self.command == "fit" and checkpoint is not None and checkpoint.endswith(".ckpt"):
+            # Anything else is one of Lightning's words, such as "last".
+            checkpoints.check_resumable(self.model, checkpoint)
         if checkpoint is not None and self.command != "fit":
             checkpoints.load_weights(self.model, checkpoint)
             # Only fit goes on from where a checkpoint stopped; the others want the weights.
             self.config_init[self.command].ckpt_path = None
         if self.command == "prepare":
             self.datamodule.prepare(workers=self.config.workers)
-
-    def before_fit(self) -> None:
-        """Leave SIGTERM to Lightning, which ends after the current step."""
-        self._interrupts.deferred = True
-
-    def after_fit(self) -> None:
-        """Take SIGTERM back."""
-        self._interrupts.deferred = False
 
     def predict(self, model: MidiModule, **_: Any) -> None:
         """Render the inputs and report what became of each."""

@@ -221,6 +221,12 @@ class MidiModule(LightningModule):
         """
         raise errors.UsageError(f"{cls.__name__} has no importer for published weights")
 
+    def log(self, name: str, value: Any, *args: Any, batch_size: int | None = None, **options: Any) -> None:
+        # Lightning averages the number of examples over processes, in the type that it is given: integers would be
+        # cut off, and a mean over uneven shares would be wrong.
+        weight: Any = None if batch_size is None else float(batch_size)
+        super().log(name, value, *args, batch_size=weight, **options)
+
     def configure_optimizers(self) -> Any:
         optimizer = self._optimizer(self.parameters())
         if self._lr_scheduler is None:

@@ -11,6 +11,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from midisynth.interrupts import Interrupts
+
 
 class PlainProgress(ProgressBar):
     """Progress as plain lines, for logs and terminals that cannot redraw.
@@ -67,7 +69,21 @@ class PlainProgress(ProgressBar):
 
 
 class InterruptedCheckpoint(Callback):
-    """Saves `interrupted.ckpt` beside the other checkpoints when a run is stopped by a signal."""
+    """Saves `interrupted.ckpt` beside the other checkpoints when training is stopped by a signal.
+
+    Args:
+        interrupts: Signals of this process. SIGTERM is left to Lightning while training runs, which ends after the
+            current step; at other times, in preparation for instance, it takes effect at once.
+    """
+
+    def __init__(self, interrupts: Interrupts):
+        self._interrupts = interrupts
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._interrupts.deferred = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._interrupts.deferred = False
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if not isinstance(exception, (KeyboardInterrupt, SIGTERMException)) or trainer.global_step == 0:

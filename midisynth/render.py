@@ -242,9 +242,6 @@ class _Run(LightningDataModule):
         gathered: The run has ended and the outcomes were collected.
     """
 
-    # A process may get nothing, when there are fewer items than processes.
-    allow_zero_length_dataloader_with_multiple_devices = True
-
     def __init__(
         self,
         tasks: Sequence[Task],
@@ -256,6 +253,8 @@ class _Run(LightningDataModule):
         stop_on_error: bool,
     ):
         super().__init__()
+        # A process may get nothing, when there are fewer items than processes.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         self.tasks = list(tasks)
         self.outcomes = list(outcomes)
         self.gathered = False

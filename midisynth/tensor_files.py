@@ -111,9 +111,18 @@ def read_safetensors(path: str | os.PathLike[str], sha256: str | None = None) ->
 def load_state(module: nn.Module, state: Mapping[str, Tensor], context: str) -> None:
     """Put tensors into a module, all of them or none; half precision becomes the precision of the module.
 
+    Arguments and errors as in `check_state`.
+    """
+    check_state(module, state, context)
+    module.load_state_dict(state)
+
+
+def check_state(module: nn.Module, state: Mapping[str, Tensor], context: str) -> None:
+    """Compare tensors with what a module has.
+
     Args:
-        module: Where they go.
-        state: What its state dict shall be.
+        module: Where they would go.
+        state: What its state dict would become.
         context: Names the file in errors.
 
     Raises:
@@ -139,7 +148,6 @@ def load_state(module: nn.Module, state: Mapping[str, Tensor], context: str) -> 
     found = [f"{len(names)} {what}: {_first(names)}" for what, names in problems.items() if names]
     if found:
         raise CheckpointError(f"{context}: its tensors do not fit {type(module).__name__}: {'; '.join(found)}")
-    module.load_state_dict(state)
 
 
 def file_sha256(path: Path) -> str:

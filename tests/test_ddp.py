@@ -75,7 +75,15 @@ def test_test_of_103_samples_measures_the_same(
     plugin_environment: dict[str, str], runs: dict[int, Path], tmp_path: Path
 ):
     """103 is odd: a sampler that repeats samples to give every rank as many would change the mean."""
+    seconds = 0.235  # of a clip; divides the test piece of the plugin into 103
+    count = (
+        "from midisynth_pluck import KarplusStrong as K\n"
+        f"print(sum(len(r.waveform(8000)) // {round(8000 * seconds)} for r in K().records() if r.split == 'test'))"
+    )
+    done = subprocess.run([sys.executable, "-c", count], env=plugin_environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "103", done.stderr
     words = ["test", "--config=pluck/tiny", f"--ckpt_path={checkpoint(runs[1])}", "--data.batch_size=4"]
+    words.append(f"--model.segment_seconds={seconds}")
     tables = [midisynth(plugin_environment, tmp_path, *words, *where) for where in (ONE_PROCESS, TWO_PROCESSES)]
     one, two = (float(re.search(r"test/loss\D+([\d.e-]+)", table)[1]) for table in tables)
     assert one == pytest.approx(two, abs=1e-6)
@@ -98,12 +106,14 @@ def test_predict_makes_every_file_once(plugin_environment: dict[str, str], runs:
 
 
 KILLER = """
-import os, signal
+import os, pathlib, signal
 from lightning.pytorch import Callback
 class Killer(Callback):
     def __init__(self, rank: int): self.rank = rank
     def _strike(self, trainer):
-        if trainer.global_rank == self.rank: os.kill(os.getpid(), signal.SIGKILL)
+        if trainer.global_rank == self.rank:
+            pathlib.Path(__file__).with_name("struck").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
     def on_train_batch_start(self, trainer, *args): self._strike(trainer)
     def on_predict_batch_start(self, trainer, *args): self._strike(trainer)
 """
@@ -134,6 +144,7 @@ def test_a_rank_that_dies_ends_the_job(
         )
     try:
         assert job.wait(timeout=LONGEST_END_SEC) != 0
+        assert (tmp_path / "struck").exists(), (tmp_path / "log").read_text()
         while any_process(job.pid):
             assert time.monotonic() - started < LONGEST_END_SEC, "a rank outlives the job"
             time.sleep(0.5)

@@ -160,15 +160,17 @@ def _work(
 ) -> Iterator[tuple[Prepared, str | None]]:
     """Prepare entries and yield each with what is wrong with it, or None, as they are done."""
     workers = min(workers or len(os.sched_getaffinity(0)), len(pending))
-    if workers <= 1 or len(pending) <= _ALONE:
-        for entry in pending:
-            yield entry, _prepare_one(entry, sample_rate)
+    alone = workers <= 1 or len(pending) <= _ALONE
+    # The first one is always made here, for it may make what all others share, such as the notes of a piano.
+    for entry in pending if alone else pending[:1]:
+        yield entry, _prepare_one(entry, sample_rate)
+    if alone:
         return
     # Forked children would inherit torch's thread pool in an unusable state.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         running: dict[Future[str | None], Prepared] = {}
-        todo = iter(pending)
+        todo = iter(pending[1:])
         try:
             while True:
                 while len(running) < 2 * workers and (entry := next(todo, None)) is not None:

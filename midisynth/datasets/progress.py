@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +13,6 @@ from midisynth.datasets.cache import Report
 
 #: Between two lines where there is no terminal (seconds).
 LINE_INTERVAL_SEC = 10.0
-
-logger = logging.getLogger("midisynth.data")
 
 
 @contextmanager
@@ -42,11 +39,15 @@ class _Lines:
     def __init__(self, console: Console, title: str):
         self._console = console
         self._title = title
-        self._started = self._last = time.monotonic()
+        self._started: float | None = None
+        self._last = time.monotonic()
 
     def __call__(self, done: int, total: int, item: str) -> None:
         now = time.monotonic()
-        if done == total or now - self._last >= LINE_INTERVAL_SEC:
+        if self._started is None:
+            # The first one takes longer than the others, and would spoil the estimate.
+            self._started = now
+        elif done == total or now - self._last >= LINE_INTERVAL_SEC:
             self._last = now
-            left = (now - self._started) / done * (total - done)
+            left = (now - self._started) / (done - 1) * (total - done)
             self._console.print(f"{self._title}: {done}/{total}, {left:.0f} s left", highlight=False)

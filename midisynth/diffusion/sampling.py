@@ -24,7 +24,7 @@ Denoiser = Callable[[Tensor, float], Tensor]
 NoiseSource = Callable[[int], Tensor]
 
 #: The deterministic solvers start here, where the signal is 36 dB below the noise. Closer to t = 1 an estimate of the
-#: noise says nothing about x0 = (z - sigma epsilon) / alpha: rounding alone, divided by alpha, would show in the result.
+#: noise says nothing about x0 = (z - sigma epsilon) / alpha: mere rounding, divided by alpha, would show.
 LAST_TIME = 0.99
 
 

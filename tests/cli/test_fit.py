@@ -102,6 +102,19 @@ def test_optimizer_and_schedule_are_used(midisynth, music: Path, tmp_path: Path)
     assert "optimizer" not in saved["hyper_parameters"]
 
 
+def test_fit_goes_on_from_a_checkpoint(midisynth, fitted: Path, music: Path, tmp_path: Path):
+    words = ("fit", "--config=toy_tones/tiny", "--data=tones", f"--data.root={music}", f"--ckpt_path={fitted}", *ON_CPU)
+    again = midisynth(*words, "--model.hidden_dim=5", "--trainer.max_epochs=2", "--trainer.default_root_dir=again")
+    assert again.code == 0, again.err
+    (saved,) = (tmp_path / "again").rglob("*.ckpt")
+    assert torch.load(saved, weights_only=True)["global_step"] == 4
+    # Other sizes than the checkpoint's are refused before any data is read.
+    other = midisynth(*words, "--model.hidden_dim=6", f"--data.root={tmp_path / 'absent'}")
+    assert other.code == 1
+    assert str(fitted) in other.error
+    assert "network.0.weight" in other.error
+
+
 @pytest.mark.parametrize("command", ["validate", "test"])
 def test_a_checkpoint_alone_is_enough(midisynth, fitted: Path, tmp_path: Path, command: str):
     before = set(tmp_path.rglob("*.*")) - set((tmp_path / "cache").rglob("*"))

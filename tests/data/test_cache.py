@@ -15,6 +15,7 @@ import pytest
 
 from midisynth.datasets.cache import corpus_folder, prepare, prepared
 from midisynth.datasets.folder import Folder
+from midisynth.datasets.progress import progress_report
 from midisynth.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,3 +151,13 @@ def test_a_killed_worker_is_named(corpus: Path, tmp_path: Path):
     with pytest.raises(DataError, match=r"a worker was killed.*poison"):
         prepare(records, tmp_path / "cache", RATE, workers=2)
     assert time.monotonic() - started < 60
+
+
+def test_progress_is_lines_where_there_is_no_terminal(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    records = Folder(str(corpus)).records()[:5]
+    with progress_report("preparing clips") as report:
+        prepare(records, tmp_path / "cache", RATE, report=report)
+    assert capsys.readouterr().err == "preparing clips: 5/5, 0 s left\n"
+    with progress_report("preparing clips", enabled=False) as report:
+        prepare(records, tmp_path / "other", RATE, report=report)
+    assert capsys.readouterr().err == ""

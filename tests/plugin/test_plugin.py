@@ -82,15 +82,8 @@ def test_predict_with_one_and_with_two_processes(plugin_environment: dict[str, s
 
 def test_the_plugin_passes_its_own_tests(plugin_environment: dict[str, str], tmp_path: Path):
     """They hold the contract suite, in one line."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        str(ROOT / "examples" / "plugin" / "tests"),
-    ]
+    tests = ROOT / "examples" / "plugin" / "tests"
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", str(tests)]
     done = subprocess.run(command, cwd=tmp_path, env=plugin_environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-5000:]
     assert "passed" in done.stdout

@@ -30,7 +30,9 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def environment() -> dict[str, str]:
     """Environment of processes that find the models."""
-    path = os.pathsep.join([str(PACKAGES), str(ENTRIES), str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    path = os.pathsep.join([str(PACKAGES), str(ENTRIES), str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(
+        os.pathsep
+    )
     return {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
 
 

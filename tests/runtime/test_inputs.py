@@ -94,7 +94,7 @@ def test_output_is_beside_the_input_or_in_a_folder_or_a_file(tmp_path: Path):
     assert outputs([source], tmp_path / "take.flac") == [tmp_path / "take.flac"]
     assert outputs([source], f"{tmp_path}/odd.wav/") == [tmp_path / "odd.wav" / "song.wav"]
     assert outputs([source], tmp_path, count=2) == [tmp_path / "song-1.wav", tmp_path / "song-2.wav"]
-    with pytest.raises(UsageError, match="this model writes .wav, .flac, .ogg, not .mp3"):
+    with pytest.raises(UsageError, match=r"this model writes .wav, .flac, .ogg, not .mp3"):
         outputs([source], tmp_path / "take.mp3")
     with pytest.raises(UsageError, match="2 outputs need a folder"):
         outputs([source], tmp_path / "take.wav", count=2)

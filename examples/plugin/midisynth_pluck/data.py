@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+from torch.utils.data import Dataset
+
 from midisynth.datasets.audio_pairs import audio_pairs
 from midisynth.datasets.corpus import Split
 from midisynth.module import MidiDataModule
-from torch import Tensor
-from torch.utils.data import Dataset
 
 
 class PluckData(MidiDataModule):

@@ -108,15 +108,16 @@ class Sines(MidiModule):
     def _blocks(self, notes: Tensor, phase: Tensor) -> Iterator[Tensor]:
         rate, block = self.hparams.sample_rate, round(self.hparams.block_sec * self.hparams.sample_rate)
         wave = self.part("wavetable")
-        for start in range(0, round(float(notes[:, 1].max()) * rate), block):
-            seconds = torch.arange(start, start + block, device=notes.device, dtype=torch.float64) / rate
-            sounding = notes[(notes[:, 0] < seconds[-1]) & (notes[:, 1] > seconds[0])]
+        onsets, ends = (notes[:, :2] * rate).round().long().T
+        for start in range(0, int(ends.max()), block):
             audio = torch.zeros(block, dtype=torch.float64, device=notes.device)
-            for onset, end, pitch, velocity in sounding:
-                hz = self.tuning_hz.double() * 2 ** ((pitch - 69) / 12)
-                on = (seconds >= onset) & (seconds < end)
+            for index in torch.nonzero((onsets < start + block) & (ends > start)).flatten().tolist():
+                first, last = max(int(onsets[index]), start), min(int(ends[index]), start + block)
+                seconds = torch.arange(first, last, device=notes.device, dtype=torch.float64) / rate
+                hz = self.tuning_hz.double() * 2 ** ((notes[index, 2] - 69) / 12)
                 for harmonic, level in enumerate(self.levels.double(), start=1):
-                    audio += on * level * velocity / 127 * wave(hz * harmonic * seconds + phase)
+                    tone = level * notes[index, 3] / 127 * wave(hz * harmonic * seconds + phase)
+                    audio[first - start : last - start] += tone
             yield audio.float()[None]
 
 
@@ -128,7 +129,9 @@ class Octaves(Sines):
     def render(self, batch: Sequence[Tensor], noise: Noise) -> Iterator[tuple[int, Rendering]]:
         for position, rows in enumerate(batch):
             notes = np.zeros(len(rows), NOTE_DTYPE)
-            for column, values in zip(("onset_sec", "pitch", "velocity"), rows.cpu().numpy()[:, [0, 2, 3]].T, strict=True):
+            for column, values in zip(
+                ("onset_sec", "pitch", "velocity"), rows.cpu().numpy()[:, [0, 2, 3]].T, strict=True
+            ):
                 notes[column] = values
             notes["duration_sec"] = (rows[:, 1] - rows[:, 0]).cpu().numpy()
             notes["pitch"] = np.minimum(notes["pitch"] + 12, 127)
