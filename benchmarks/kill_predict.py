@@ -9,6 +9,7 @@ the end `--skip_existing` must have completed the same set. Prints one line of J
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import random
@@ -18,7 +19,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import midisynth.cli
 from midisynth.main import main as midisynth
 
 
@@ -71,6 +71,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("words", nargs="+", metavar="WORD", help="inputs and options of predict")
     options = parser.parse_args()
+    importlib.import_module("midisynth.cli")  # all that a run needs, once for all forks
     choose = random.Random(options.seed)
     partial, after_first_write, ended = set(), 0, 0
     with tempfile.TemporaryDirectory() as scratch:

@@ -26,7 +26,7 @@ from midisynth.errors import PluginError, UsageError
 SHORT = {"-c": "config", "-o": "output", "-h": "help"}
 ALIASES = {"ckpt": "ckpt_path", "songs": "count"}
 # Options that take no value. A help option may take one, the class it is about.
-FLAGS = {"help", "print_config", "skip_existing"}
+FLAGS = {"help", "print_config", "repair", "skip_existing"}
 GROUP_OF: dict[str, registry.Group] = {"model": "models", "data": "data"}
 
 
@@ -241,7 +241,7 @@ def expand(
             configs.insert(0, ConfigFile(checkpoint, trained))
             front.append(("config", json.dumps(trained)))
 
-    options = list(_expand_corpora(_expand_data(options, configs)))
+    options = list(_expand_corpora(_expand_data(options, configs), configs))
     # A class in front lets a configuration that holds only its options be checked; the one in place still wins.
     front += [(key, value) for key, value in options if key in GROUP_OF and value]
     return Arguments(front + options, arguments.inputs)
@@ -306,17 +306,40 @@ def _expand_corpus(corpus: str, options: Sequence[tuple[str, str | None]], modul
     return [*kept, ("data", module), ("data.corpora", json.dumps({reader.name: _corpus_options(reader, chosen)}))]
 
 
-def _expand_corpora(options: Iterable[tuple[str, str | None]]) -> Iterator[tuple[str, str | None]]:
-    """Join `--data.corpora.NAME.OPTION value` into one mapping for each corpus, which is what jsonargparse takes."""
+def _expand_corpora(
+    options: Iterable[tuple[str, str | None]], configs: Sequence[ConfigFile]
+) -> Iterator[tuple[str, str | None]]:
+    """Join `--data.corpora.NAME.OPTION value` into the one mapping of all corpora that jsonargparse takes.
+
+    It replaces the mapping of a configuration, so it starts with what is there.
+    """
     chosen: dict[str, dict[str, str | None]] = {}
+    corpora = _configured_corpora(configs)
     for key, value in options:
         parts = key.split(".", 3)
         if len(parts) == 4 and parts[:2] == ["data", "corpora"]:
             chosen.setdefault(parts[2], {})[parts[3]] = value
-        else:
-            yield key, value
+            continue
+        if key == "data.corpora" and isinstance(typed := yaml.safe_load(value or ""), dict):
+            corpora = typed
+        yield key, value
     for name, values in chosen.items():
-        yield f"data.corpora.{name}", json.dumps(_corpus_options(registry.entry("corpora", name), values))
+        known = corpora.get(name) or {}
+        known = {"root": known} if isinstance(known, str) else known
+        corpora[name] = known | _corpus_options(registry.entry("corpora", name), values)
+    if chosen:
+        yield "data.corpora", json.dumps(corpora)
+
+
+def _configured_corpora(configs: Sequence[ConfigFile]) -> dict[str, Any]:
+    """The corpora of the last configuration that has some."""
+    for config in reversed(configs):
+        place: Any = config.content
+        for key in ("data", "init_args", "corpora"):
+            place = place.get(key) if isinstance(place, dict) else None
+        if isinstance(place, dict):
+            return dict(place)
+    return {}
 
 
 def _corpus_options(reader: registry.Entry, typed: Mapping[str, str | None]) -> dict[str, Any]:

@@ -205,6 +205,7 @@ class MidiCLI(LightningCLI):
         group.add_argument(
             "--on_error", type=Literal["continue", "stop"], default="continue", help="what to do when an input fails"
         )
+        group.add_argument("--repair", action="store_true", help="read what is left of damaged files")
         group.add_argument(
             "--max_duration", type=float, default=7200.0, help="longest input that is accepted (seconds)"
         )
@@ -305,6 +306,7 @@ class MidiCLI(LightningCLI):
             skip_existing=options.skip_existing,
             on_error=options.on_error,
             max_duration_sec=options.max_duration,
+            repair=options.repair,
             trainer=self.trainer,
         )
         if self.trainer.is_global_zero:

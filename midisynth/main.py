@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    with _warnings_on_stderr(), Interrupts() as interrupts:
+    with _log_on_stderr(debug), Interrupts() as interrupts:
         try:
             return _run(arguments, interrupts)
         except KeyboardInterrupt:
@@ -115,12 +115,16 @@ def _help() -> str:
 
 
 @contextlib.contextmanager
-def _warnings_on_stderr() -> Iterator[None]:
+def _log_on_stderr(debug: bool) -> Iterator[None]:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("midisynth: %(levelname)s: %(message)s"))
     logger = logging.getLogger("midisynth")
+    level = logger.level
     logger.addHandler(handler)
+    if debug:
+        logger.setLevel(logging.DEBUG)
     try:
         yield
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(level)

@@ -14,6 +14,7 @@ From then on `midisynth fit|validate|test|predict --model sixth` work, on one pr
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -51,9 +52,11 @@ class Codec(Protocol):
 
     Attributes:
         max_duration_sec: Longest input that `encode` accepts (seconds); `predict` sets it before it encodes.
+        repair: Read what is left of damaged files instead of refusing them; `predict` sets it, too.
     """
 
     max_duration_sec: float
+    repair: bool
 
     def encode(self, path: Path) -> Mapping[str, Any]:
         """Read one input file and return what `MidiModule.collate` takes.
@@ -185,8 +188,14 @@ class MidiModule(LightningModule):
 
     @classmethod
     def class_path(cls) -> str:
-        """Dotted path of the class."""
-        return f"{cls.__module__}.{cls.__qualname__}"
+        """The shortest dotted path under which the class can be imported.
+
+        Checkpoints and configurations record it, and a package that re-exports its classes may then move its files.
+        """
+        parents = cls.__module__.split(".")
+        modules = [".".join(parents[: depth + 1]) for depth in range(len(parents))]
+        exporting = (name for name in modules if getattr(sys.modules.get(name), cls.__qualname__, None) is cls)
+        return f"{next(exporting, cls.__module__)}.{cls.__qualname__}"
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> Any:
         """Join what `codec.encode` returned for several inputs into one batch."""

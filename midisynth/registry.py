@@ -161,12 +161,22 @@ def entry(group: Group, name: str) -> Entry:
             if normalized(spelling(candidate)) == wanted:
                 return candidate
     for candidate in available:
-        if candidate.class_path == name:
+        if _is_class(candidate, name):
             return candidate
     names = [candidate.name for candidate in available]
     raise PluginError(
         f"no {NOUNS[group]} '{name}'{did_you_mean(name, names)} (installed: {', '.join(names) or 'none'})"
     )
+
+
+def _is_class(found: Entry, path: str) -> bool:
+    """Whether a dotted path means the class of an entry: as it was registered, or as checkpoints write it."""
+    if found.class_path == path:
+        return True
+    if path.partition(".")[0] != found.module.partition(".")[0] or path.rpartition(".")[2] != found.attribute:
+        return False
+    loaded = found.load()
+    return f"{loaded.__module__}.{loaded.__qualname__}" == path
 
 
 def find(group: Group, name: str) -> str:

@@ -30,6 +30,8 @@ from midisynth.outputs import Outcome, RenderBatch, failure, made_here, remove_l
 from midisynth.render_progress import RenderProgress
 from midisynth.render_report import Report
 
+logger = logging.getLogger("midisynth.render")
+
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 #: Longest input that is accepted unless the user says otherwise (seconds).
@@ -47,6 +49,7 @@ def predict(
     skip_existing: bool = False,
     on_error: Literal["continue", "stop"] = "continue",
     max_duration_sec: float = MAX_DURATION_SEC,
+    repair: bool = False,
     workers: int = 0,
     trainer: Trainer | None = None,
 ) -> Report:
@@ -62,6 +65,7 @@ def predict(
         skip_existing: Leave out outputs that exist; they are complete, because unfinished ones have other names.
         on_error: "stop" starts no further batch after an item has failed (in the process that it failed in).
         max_duration_sec: Longest input that is accepted (seconds).
+        repair: Read what is left of damaged inputs instead of refusing them.
         workers: Processes that read and encode inputs; 0 does it between batches.
         trainer: Decides on device, precision and processes. By default one device, the best there is.
 
@@ -78,6 +82,7 @@ def predict(
     started = time.monotonic()
     tasks, outcomes = _plan(model, _as_list(inputs), output, count, skip_existing)
     model.codec.max_duration_sec = max_duration_sec
+    model.codec.repair = repair
     trainer = trainer or _quiet_trainer()
     run = _Run(tasks, outcomes, model.codec, seed, batch_size, workers, stop_on_error=on_error == "stop")
     if trainer.world_size > 1 or (tasks and not run.stopped):
@@ -127,13 +132,13 @@ def default_checkpoint(files: Sequence[str]) -> str:
 
 def _quiet_trainer() -> Trainer:
     """One device, and nothing on the screen but our progress."""
-    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+    chatter = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = chatter.level
+    chatter.setLevel(logging.WARNING)
     try:
         return Trainer(devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False)
     finally:
-        logger.setLevel(level)
+        chatter.setLevel(level)
 
 
 def _as_list(paths: Paths) -> list[str]:
@@ -332,6 +337,9 @@ class _Collector(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         self._run.outcomes += outputs
+        for outcome in outputs:
+            if outcome.trace:
+                logger.debug("%s failed:\n%s", outcome.name, outcome.trace)
 
 
 def _predict(trainer: Trainer, model: MidiModule, run: _Run) -> None:

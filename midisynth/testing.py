@@ -32,6 +32,7 @@ from torch import Tensor
 
 from midisynth import registry
 from midisynth.audio.vocoder import Vocoder, VocoderStream
+from midisynth.checkpoints import load_model
 from midisynth.errors import MidisynthError
 from midisynth.main import main
 from midisynth.module import Item, MidiDataModule, MidiModule, Noise, Rendering
@@ -117,7 +118,8 @@ class ContractSuite:
     def test_every_argument_is_documented(self, group: registry.Group):
         """The `Args:` of a class are the help of its options."""
         loaded = registry.load(group, self.name)
-        texts = [owner.__doc__ for base in loaded.__mro__ for owner in (base, base.__init__) if owner.__doc__]
+        texts = [base.__doc__ for base in loaded.__mro__ if base.__doc__]
+        texts += [init.__doc__ for base in loaded.__mro__ if (init := vars(base).get("__init__")) and init.__doc__]
         parameters = [parameter for text in texts for parameter in docstring_parser.parse(text).params]
         documented = {parameter.arg_name for parameter in parameters if parameter.description}
         missing = set(inspect.signature(loaded).parameters) - documented
@@ -175,8 +177,6 @@ class ContractSuite:
 
     def test_checkpoint_restores_the_model(self, checkpoint: Path, model_class: type[MidiModule], tmp_path: Path):
         """A checkpoint alone gives the class, the options and the weights; saved again it is the same."""
-        from midisynth.checkpoints import load_model
-
         model = load_model(str(checkpoint))
         assert type(model) is model_class
         saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
@@ -201,15 +201,17 @@ class ContractSuite:
         assert_sounds(first[0])
         assert first[0].read_bytes() == second[0].read_bytes()
 
-    def test_batch_of_two_is_two_batches_of_one(self, checkpoint: Path, inputs: list[Path]):
+    def test_batch_of_two_is_two_batches_of_one(
+        self, checkpoint: Path, inputs: list[Path], monkeypatch: pytest.MonkeyPatch
+    ):
         """What else is in the batch changes an output by no more than rounding."""
-        from midisynth.checkpoints import load_model
-
         model = load_model(str(checkpoint)).eval()
         if not model.needs_input:
             pytest.skip("a composer has no inputs to batch")
         part = model.part
-        model.part = lambda name: ReadableVocoder(part(name)) if isinstance(part(name), Vocoder) else part(name)
+        monkeypatch.setattr(
+            model, "part", lambda name: ReadableVocoder(p) if isinstance(p := part(name), Vocoder) else p
+        )
         chosen = inputs[:2]
         together = render(model, chosen)
         for position, path in enumerate(chosen):

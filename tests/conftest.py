@@ -61,10 +61,18 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _leaves_no_files() -> Iterator[None]:
     """Fail a test that writes into the checkout."""
-    before = set(os.listdir(ROOT)) | CACHES
+    before = _files()
     yield
-    left = set(os.listdir(ROOT)) - before
-    assert not left, f"the test left {sorted(left)} in {ROOT}; use tmp_path"
+    left = _files() - before
+    assert not left, f"the test left {sorted(left)[:5]} in {ROOT}; use tmp_path"
+
+
+def _files() -> set[str]:
+    found = set()
+    for folder, folders, files in os.walk(ROOT):
+        folders[:] = [name for name in folders if name not in CACHES]
+        found.update(os.path.join(folder, name) for name in files)
+    return found
 
 
 @pytest.fixture(scope="session")

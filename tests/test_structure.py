@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from midisynth import registry
-from midisynth.main import main
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "midisynth"
@@ -297,36 +295,3 @@ def test_every_registered_class_can_be_loaded(group: str):
     for entry in registry.entries(group):
         if entry.package == registry.DISTRIBUTION:
             entry.load()
-
-
-def documented_commands() -> list[str]:
-    """Every `midisynth ...` line in a code block of the documentation, continued lines joined."""
-    found = []
-    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        for block in re.findall(r"^```(?:bash|sh|console)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
-            for line in block.replace("\\\n", " ").splitlines():
-                # Several commands may share a line; `pip install . && midisynth ...`.
-                for command in line.split("#")[0].split("&&"):
-                    if command.strip().removeprefix("$ ").startswith("midisynth "):
-                        found.append(f"{page.relative_to(ROOT)}: {command.strip().removeprefix('$ ')}")
-    return sorted(set(found))
-
-
-@pytest.mark.parametrize("line", documented_commands())
-def test_documented_commands_parse(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
-    """Options and names exist; the files of the examples need not."""
-    words = shlex.split(line.partition(": ")[2])[1:]
-    for spelling in ("--ckpt", "--ckpt_path"):
-        if spelling in words:
-            at = words.index(spelling)
-            if not (ROOT / words[at + 1]).exists():
-                words[at : at + 2] = ["--model", ENTRIES[0].name]
-    if words[0] == "predict" and not {"--model", "--ckpt", "--ckpt_path"} & set(words):
-        words += ["--model", ENTRIES[0].name]  # the default depends on the input, which is not here
-    if words[0] in ("fit", "validate", "test", "predict", "prepare"):
-        words.append("--print_config")
-    monkeypatch.chdir(tmp_path)
-    code = main(words)
-    said = capsys.readouterr().err
-    # 2 is wrong usage; 1 is what an example file that is not here deserves.
-    assert code == 0 or (code == 1 and words[0] == "import"), said

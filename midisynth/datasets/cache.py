@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -22,7 +21,7 @@ import numpy as np
 import torch
 
 from midisynth.datasets.corpus import Corpus, Record
-from midisynth.datasets.files import replacing
+from midisynth.datasets.files import replacing, usable_cores
 from midisynth.errors import DataError, MidisynthError
 from midisynth.music.notes import Performance
 
@@ -159,7 +158,7 @@ def _work(
     pending: Sequence[Prepared], sample_rate: int | None, workers: int | None
 ) -> Iterator[tuple[Prepared, str | None]]:
     """Prepare entries and yield each with what is wrong with it, or None, as they are done."""
-    workers = min(workers or len(os.sched_getaffinity(0)), len(pending))
+    workers = min(workers or usable_cores(), len(pending))
     alone = workers <= 1 or len(pending) <= _ALONE
     # The first one is always made here, for it may make what all others share, such as the notes of a piano.
     for entry in pending if alone else pending[:1]:

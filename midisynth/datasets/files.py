@@ -26,3 +26,9 @@ def cache_folder() -> Path:
     """Where prepared data is kept unless the user names a folder: the cache of the user, as the system defines it."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base, "midisynth")
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may use."""
+    # Not every system lets processes choose their cores.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

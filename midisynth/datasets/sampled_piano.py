@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from midisynth.audio.io import load_audio
-from midisynth.datasets.files import replacing
+from midisynth.datasets.files import replacing, usable_cores
 from midisynth.errors import AudioError, DataError
 from midisynth.music.midi import write_midi
 from midisynth.music.notes import Performance, is_drum
@@ -230,7 +230,7 @@ def _build_bank(files: dict[int, dict[int, Path]], sample_rate: int) -> tuple[np
         source_of = {key: int(sources[np.abs(sources - key).argmin()]) for key in _KEY_RANGE}
         for source in sources.tolist():
             jobs.append((keys[source], {key: key - source for key in _KEY_RANGE if source_of[key] == source}))
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         made = pool.map(lambda job: _transpose(*job, sample_rate), jobs)
         # Recordings come in order of layer and key, and so do the keys that are made of each.
         notes = [note for group in made for note in group.values()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import struct
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,10 +10,9 @@ from pathlib import Path
 
 import lightning.pytorch  # noqa: F401  adds the handlers that `midisynth` looks for
 import pytest
+from toy_files import PACKAGES, midi_file
 
 from midisynth.main import main
-
-PACKAGES = Path(__file__).parent / "packages"
 
 
 @dataclass(frozen=True)
@@ -91,9 +89,3 @@ def music(tmp_path: Path) -> Path:
     for name, pitch in (("a", 60), ("b", 64), ("c", 67), ("d", 72)):
         (folder / f"{name}.mid").write_bytes(midi_file(pitch))
     return folder
-
-
-def midi_file(pitch: int) -> bytes:
-    """One note of half a second (480 ticks at 120 beats per minute)."""
-    track = bytes([0, 0x90, pitch, 80, 0x83, 0x60, 0x80, pitch, 0, 0, 0xFF, 0x2F, 0])
-    return b"MThd" + struct.pack(">IHHH", 6, 0, 1, 480) + b"MTrk" + struct.pack(">I", len(track)) + track

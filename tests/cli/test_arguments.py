@@ -76,10 +76,19 @@ def test_a_corpus_becomes_an_option_of_the_models_data_module(model: list[str]):
 
 def test_options_of_several_corpora():
     words = expanded("--model=toy_tones", "--data.corpora.tones.root=x", "--data.corpora.rendered.root=y").words()
-    assert '--data.corpora.tones={"root": "x"}' in words
-    assert '--data.corpora.rendered={"root": "y"}' in words
+    assert '--data.corpora={"tones": {"root": "x"}, "rendered": {"root": "y"}}' in words
     # `--data` was not typed: the model has one.
     assert f"--data={TOY_DATA}" in words
+
+
+def test_an_option_of_a_corpus_keeps_the_others_of_the_configuration(tmp_path: Path):
+    config = tmp_path / "c.yaml"
+    corpora = {"tones": {"root": "x", "weight": 2.0}, "rendered": "z"}
+    data = {"class_path": TOY_DATA, "init_args": {"corpora": corpora}}
+    config.write_text(json.dumps({"model": TOY, "data": data}))
+    words = expanded(f"--config={config}", "--data.corpora.tones.root=y", "--data.corpora.rendered.clips=5").words()
+    corpora = {"tones": {"root": "y", "weight": 2.0}, "rendered": {"root": "z", "clips": 5}}
+    assert f"--data.corpora={json.dumps(corpora)}" in words
 
 
 def test_a_corpus_needs_a_model():

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import PACKAGES
+from toy_files import PACKAGES
 
 SLOW = "import time\ntime.sleep(10)\n"
 

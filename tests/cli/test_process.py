@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PACKAGES, midi_file
+from toy_files import PACKAGES, midi_file
 
 COMMAND = [sys.executable, "-m", "midisynth"]
 FIT = ["fit", "--config=toy_tones/tiny", "--data=tones", "--trainer.accelerator=cpu"]

@@ -19,6 +19,14 @@ def test_every_spelling_finds_the_entry(name: str):
     assert registry.entry("models", name).provenance == "midisynth-toy 1.2"
 
 
+def test_the_path_that_a_checkpoint_writes_finds_the_entry():
+    entry = registry.entries("models")[0]
+    loaded = entry.load()
+    written = f"{loaded.__module__}.{loaded.__qualname__}"
+    assert written != entry.class_path, "take an entry whose class is re-exported"
+    assert registry.entry("models", written) == entry
+
+
 def test_looking_up_imports_nothing(install):
     install("midisynth-lazy", {"lazy_plugin": "raise SystemError"}, {"midisynth.models": {"lazy": "lazy_plugin:Lazy"}})
     assert registry.find("models", "lazy") == "lazy_plugin.Lazy"

@@ -1,4 +1,4 @@
-"""From a reference to a model, and what is said about damaged, foreign and old checkpoints (fault 11)."""
+"""From a reference to a model, and what is said about damaged, foreign and old checkpoints."""
 
 from __future__ import annotations
 

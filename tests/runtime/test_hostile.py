@@ -1,4 +1,4 @@
-"""Checkpoints made to attack whoever opens them (faults 12 and 13): refused, quickly, and nothing of theirs runs."""
+"""Checkpoints made to attack whoever opens them: refused, quickly, and nothing of theirs runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which files are meant, and names of outputs: none lost, none twice, none outside the output folder (fault 22)."""
+"""Which files are meant, and names of outputs: none lost, none twice, none outside the output folder."""
 
 from __future__ import annotations
 

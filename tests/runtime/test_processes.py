@@ -1,4 +1,4 @@
-"""Processes that are killed, work side by side, or run long (faults 6, 9, 17, 27)."""
+"""Processes that are killed, work side by side, or run long."""
 
 from __future__ import annotations
 

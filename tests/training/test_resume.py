@@ -1,4 +1,4 @@
-"""A run that is killed and resumed ends with the very bits of one that is not: fault 14."""
+"""A run that is killed and resumed ends with the very bits of one that is not."""
 
 from __future__ import annotations
 

@@ -30,9 +30,11 @@ class PluckCodec:
 
     Attributes:
         max_duration_sec: Longest piece that `encode` accepts (seconds); the command line sets it.
+        repair: Read what is left of damaged files; the command line sets it, too.
     """
 
     max_duration_sec = 7200.0
+    repair = False
 
     def __init__(self, sample_rate: int, segment_samples: int):
         self.sample_rate = sample_rate
@@ -44,7 +46,7 @@ class PluckCodec:
         Raises:
             MidiError: The file cannot be read, or no string plays in it.
         """
-        notes = self._rows(extend_by_pedal(read_midi(path, max_duration_sec=self.max_duration_sec)))
+        notes = self._rows(extend_by_pedal(read_midi(path, repair=self.repair, max_duration_sec=self.max_duration_sec)))
         if len(notes) == 0:
             raise MidiError(path, "holds no notes that a string could play")
         return {"notes": torch.from_numpy(notes)}

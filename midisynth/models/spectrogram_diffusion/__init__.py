@@ -6,7 +6,7 @@ autoregressive decoder.
 
     midisynth predict input.mid --model spectrogram_diffusion
 
-What differs from the paper: `network.py` and `docs/spectrogram_diffusion.md` say.
+What differs from the paper: `network.py` and `docs/models/spectrogram_diffusion.md` say.
 """
 
 from midisynth.models.spectrogram_diffusion.codec import SpectrogramDiffusionCodec

@@ -7,6 +7,7 @@ More than one velocity bin is an extension: the published vocabulary knows only 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from midisynth.music.midi import read_midi
 from midisynth.music.notes import Performance, is_drum
 from midisynth.music.pedal import extend_by_pedal
 from midisynth.music.rolls import TABLE_COLUMNS, note_table
+
+logger = logging.getLogger(__name__)
 
 STEPS_PER_SEC = 100
 
@@ -238,6 +241,7 @@ class SpectrogramDiffusionCodec:
         self.framing = framing
         self.note_seq = note_seq
         self.max_duration_sec = 7200.0
+        self.repair = False
         #: Length of a segment (1/100 s).
         self.segment_steps = round(self.segment_sec * STEPS_PER_SEC)
         if shift_ids is not None and shift_ids < self.segment_steps:
@@ -257,7 +261,12 @@ class SpectrogramDiffusionCodec:
     def read(self, path: Path) -> Performance:
         """Read a MIDI file and apply its pedal."""
         return self.apply_pedal(
-            read_midi(path, overlap="all" if self.note_seq else "restrike", max_duration_sec=self.max_duration_sec)
+            read_midi(
+                path,
+                overlap="all" if self.note_seq else "restrike",
+                repair=self.repair,
+                max_duration_sec=self.max_duration_sec,
+            )
         )
 
     def apply_pedal(self, performance: Performance) -> Performance:
@@ -318,6 +327,8 @@ class SpectrogramDiffusionCodec:
             MidiError: The file cannot be read, has no notes, or has too many at some place.
         """
         performance = self.read(path)
+        for warning in performance.warnings:
+            logger.warning("%s: %s", path, warning)
         notes = performance.notes if self.tokens else performance.notes[~is_drum(performance.notes)]
         if len(notes) == 0:
             what = "notes" if self.tokens else "pitched notes, and this model plays no drums"

@@ -32,15 +32,17 @@ class NoteRows:
     Attributes:
         sample_rate: Of the audio (Hz).
         max_duration_sec: Longest file (seconds).
+        repair: Read what is left of damaged files.
     """
 
     def __init__(self, sample_rate: int):
         self.sample_rate = sample_rate
         self.max_duration_sec = 7200.0
+        self.repair = False
 
     def encode(self, path: Path) -> Mapping[str, Any]:
         """Onset (s), end (s), pitch, velocity: "notes" [notes, 4] float64."""
-        notes = read_midi(path, max_duration_sec=self.max_duration_sec).notes
+        notes = read_midi(path, repair=self.repair, max_duration_sec=self.max_duration_sec).notes
         if len(notes) == 0:
             raise MidiError(path, "has no notes")
         columns = notes["onset_sec"], notes["onset_sec"] + notes["duration_sec"], notes["pitch"], notes["velocity"]

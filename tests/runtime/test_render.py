@@ -1,4 +1,4 @@
-"""Runs of `predict`: what is written, what fails alone, what is told (faults 2, 8, 10, 26, 28)."""
+"""Runs of `predict`: what is written, what fails alone, what is told."""
 
 from __future__ import annotations
 
@@ -191,6 +191,14 @@ def test_longer_than_allowed_is_refused(songs: Path, tmp_path: Path):
     report = predict(Sines(), songs, tmp_path / "out", max_duration_sec=1.0, trainer=quiet_trainer())
     assert [outcome.source.name for outcome in report.failed] == ["2.mid", "3.mid", "4.mid"]
     assert all("over the limit of 1 s" in outcome.reason for outcome in report.failed)
+
+
+@pytest.mark.parametrize(("repair", "written"), [(False, 0), (True, 1)])
+def test_damaged_files_are_read_only_on_request(repair: bool, written: int, tmp_path: Path):
+    damaged = MUSIC_DATA / "midi_bad" / "truncated_50pct.mid"
+    report = predict(Sines(), damaged, tmp_path / "out", repair=repair, trainer=quiet_trainer())
+    assert len(report.written) == written
+    assert all("cut off" in outcome.reason for outcome in report.failed)
 
 
 def test_the_model_is_left_as_it_was(songs: Path, tmp_path: Path):
