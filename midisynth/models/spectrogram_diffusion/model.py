@@ -309,7 +309,11 @@ class SpectrogramDiffusion(MidiModule):
         return example["samples"] / self.hparams.sample_rate
 
     def render(self, batch: Sequence[Mapping[str, Any]], noise: Noise) -> Iterator[tuple[int, Rendering]]:
-        """Generate the segments of all pieces in order, join them and hand them to the vocoder as they come.
+        """Generate the segments of each piece, join them and hand them to the vocoder as they come.
+
+        Segments are batched within a piece, never across pieces: matrix products round differently in batches of other
+        shapes, and an iterative vocoder turns that last bit into another sound. So a piece comes out the same to the
+        byte, whatever is rendered beside it.
 
         Args:
             batch: What `codec.encode` returned for each piece.
@@ -319,21 +323,18 @@ class SpectrogramDiffusion(MidiModule):
             Position of a piece in the batch, and the next chunk of its audio, [1, samples].
         """
         vocoder = self.part("vocoder")
-        work = [(position, index) for position, piece in enumerate(batch) for index in range(len(piece["segments"]))]
-        outputs: dict[int, _PieceOutput] = {}
-        for first in range(0, len(work), self.hparams.segments_per_batch):
-            chosen = work[first : first + self.hparams.segments_per_batch]
-            segments = self.codec.collate([batch[position]["segments"][index] for position, index in chosen])
-            mels = self.sample_segments(segments, self.noise_source([noise.generator(*place) for place in chosen]))
-            for (position, index), mel in zip(chosen, mels, strict=True):
-                piece = batch[position]
-                if index == 0:
-                    outputs[position] = _PieceOutput(self, vocoder, piece, noise.generator(position).initial_seed())
-                audio = outputs[position].push(mel, last=index + 1 == len(piece["segments"]))
-                if audio.shape[-1]:
-                    yield position, Rendering(audio=audio, sample_rate=self.hparams.sample_rate)
-                if index + 1 == len(piece["segments"]):
-                    del outputs[position]
+        for position, piece in enumerate(batch):
+            segments = piece["segments"]
+            output = _PieceOutput(self, vocoder, piece, noise.generator(position).initial_seed())
+            for first in range(0, len(segments), self.hparams.segments_per_batch):
+                chosen = segments[first : first + self.hparams.segments_per_batch]
+                generators = [noise.generator(position, first + index) for index in range(len(chosen))]
+                for index, mel in enumerate(
+                    self.sample_segments(self.codec.collate(chosen), self.noise_source(generators))
+                ):
+                    audio = output.push(mel, last=first + index + 1 == len(segments))
+                    if audio.shape[-1]:
+                        yield position, Rendering(audio=audio, sample_rate=self.hparams.sample_rate)
 
     @classmethod
     def load_published(cls, path: Path) -> SpectrogramDiffusion:

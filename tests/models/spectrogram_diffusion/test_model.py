@@ -219,8 +219,7 @@ def test_pieces_have_their_length_and_their_noise(build, excerpts):
         assert model.duration_sec(piece) == pytest.approx(audio.shape[1] / 16000)
         assert audio.isfinite().all() and audio.abs().max() > 0
     (alone,) = rendered(model, excerpts[:1])
-    assert alone.shape == together[0].shape
-    assert alone.equal(rendered(model, excerpts[:1])[0])
+    assert alone.equal(together[0])  # whatever is rendered beside it
     assert not alone.equal(rendered(model, excerpts[:1], seed=1)[0])
 
 
