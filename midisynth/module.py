@@ -236,8 +236,12 @@ class MidiModule(LightningModule):
         weight: Any = None if batch_size is None else float(batch_size)
         super().log(name, value, *args, batch_size=weight, **options)
 
+    def build_optimizer(self, build: OptimizerCallable) -> torch.optim.Optimizer:
+        """Hand the parameters to the optimizer; a model with groups of its own overrides this."""
+        return build(self.parameters())
+
     def configure_optimizers(self) -> Any:
-        optimizer = self._optimizer(self.parameters())
+        optimizer = self.build_optimizer(self._optimizer)
         if self._lr_scheduler is None:
             return optimizer
         return {

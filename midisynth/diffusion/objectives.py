@@ -23,7 +23,7 @@ def target(objective: Objective, x0: Tensor, epsilon: Tensor, alpha: Tensor, sig
     return alpha * epsilon - sigma * x0
 
 
-def to_x0(objective: Objective, output: Tensor, z: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+def to_x0(objective: Objective, output: Tensor, z: Tensor, alpha: Tensor | float, sigma: Tensor | float) -> Tensor:
     """The data that the network's `output` at `z` stands for."""
     if objective == "epsilon":
         return (z - sigma * output) / alpha

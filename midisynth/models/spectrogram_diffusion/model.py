@@ -69,7 +69,7 @@ class SpectrogramDiffusion(MidiModule):
         solver: "ddpm" (as published), "ddim" or "dpm_solver" (DPM-Solver++).
         sample_steps: Calls of the network per segment.
         segments_per_batch: Segments that are generated together.
-        vocoder: Mel spectrogram to waveform: "griffin_lim", or a file, shipped name or Hub id.
+        vocoder: Mel spectrogram to waveform: "griffin_lim", or the path of an .onnx file.
         compat: "seed" reproduces the PyTorch re-implementation: centred frames, a mel range learned from the data,
             unmasked padding in training, notes and pedals as note_seq reads them.
         optimizer: Builds the optimizer from the parameters.
@@ -249,20 +249,15 @@ class SpectrogramDiffusion(MidiModule):
         self.test_metrics.update(mels, wanted)
         self.log_dict(self.test_metrics, batch_size=len(mels))
 
-    def configure_optimizers(self) -> Any:
+    def build_optimizer(self, build: OptimizerCallable) -> torch.optim.Optimizer:
         if self.network.prior is None:
-            return super().configure_optimizers()
+            return super().build_optimizer(build)
         prior = list(self.network.prior.parameters())
         rest = [p for p in self.parameters() if all(p is not q for q in prior)]
         # Decay would pull the log spectra of rare keys to 0, which is loud.
-        optimizer = self._optimizer([{"params": rest}, {"params": prior, "weight_decay": 0.0}])
+        optimizer = build([{"params": rest}, {"params": prior, "weight_decay": 0.0}])
         optimizer.param_groups[1]["lr"] *= PRIOR_LEARNING_RATE_FACTOR
-        if self._lr_scheduler is None:
-            return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self._lr_scheduler(optimizer), "interval": "step"},
-        }
+        return optimizer
 
     # Rendering
 
