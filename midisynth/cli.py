@@ -21,7 +21,7 @@ import torch
 import yaml
 from jsonargparse import Namespace, get_loader, set_loader, set_parsing_settings
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Checkpoint, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -269,6 +269,9 @@ class MidiCLI(LightningCLI):
             config["enable_checkpointing"] = False
             callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
         elif config.get("enable_checkpointing") in (None, True):
+            if not any(isinstance(callback, Checkpoint) for callback in callbacks):
+                # Lightning's own, with one name that is always there to go on from.
+                callbacks.append(ModelCheckpoint(save_last=True))
             callbacks.append(InterruptedCheckpoint(self._interrupts))
         if config.get("enable_progress_bar") in (None, True) and not any(isinstance(c, ProgressBar) for c in callbacks):
             # For predict, rendering puts its own in the place of this one.

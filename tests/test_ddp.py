@@ -57,7 +57,7 @@ def runs(plugin_environment: dict[str, str], tmp_path_factory: pytest.TempPathFa
 
 
 def checkpoint(folder: Path) -> Path:
-    (saved,) = folder.rglob("*.ckpt")
+    (saved,) = folder.rglob("last.ckpt")
     return saved
 
 

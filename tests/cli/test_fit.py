@@ -25,7 +25,7 @@ def fitted(midisynth, music: Path, tmp_path: Path) -> Path:
         *("--trainer.default_root_dir", tmp_path, *ON_CPU),
     )
     assert result.code == 0, result.err
-    (checkpoint,) = tmp_path.rglob("*.ckpt")
+    (checkpoint,) = tmp_path.rglob("last.ckpt")
     return checkpoint
 
 
@@ -106,7 +106,7 @@ def test_fit_goes_on_from_a_checkpoint(midisynth, fitted: Path, music: Path, tmp
     words = ("fit", "--config=toy_tones/tiny", "--data=tones", f"--data.root={music}", f"--ckpt_path={fitted}", *ON_CPU)
     again = midisynth(*words, "--model.hidden_dim=5", "--trainer.max_epochs=2", "--trainer.default_root_dir=again")
     assert again.code == 0, again.err
-    (saved,) = (tmp_path / "again").rglob("*.ckpt")
+    (saved,) = (tmp_path / "again").rglob("last.ckpt")
     assert torch.load(saved, weights_only=True)["global_step"] == 4
     # Other sizes than the checkpoint's are refused before any data is read.
     other = midisynth(*words, "--model.hidden_dim=6", f"--data.root={tmp_path / 'absent'}")

@@ -36,7 +36,7 @@ def trained(plugin_environment: dict[str, str], tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="module")
 def checkpoint(trained: Path) -> Path:
-    (saved,) = trained.rglob("*.ckpt")
+    (saved,) = trained.rglob("last.ckpt")
     return saved
 
 
