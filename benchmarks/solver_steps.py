@@ -138,7 +138,7 @@ def main() -> None:
     options = parser.parse_args()
 
     torch.set_num_threads(1)
-    model = load_model(options.checkpoint).eval()
+    model = load_model(options.checkpoint)
     recordings = read_recordings(model, options.pairs, options.seconds)
     results = sweep(model, recordings, options.solvers, options.steps)
     facts = {

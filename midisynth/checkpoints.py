@@ -75,7 +75,7 @@ class _Stored:
 
 
 def load_model(reference: str | os.PathLike[str], **overrides: Any) -> MidiModule:
-    """Build a model and load its weights.
+    """Build a model, in evaluation mode, and load its weights.
 
     Args:
         reference: A `.ckpt` file, a folder with `model.safetensors` and `config.yaml`, the name of a checkpoint that
@@ -88,7 +88,7 @@ def load_model(reference: str | os.PathLike[str], **overrides: Any) -> MidiModul
     stored = _read(reference)
     model = _build(stored, overrides, str(reference))
     _fill(model, stored, str(reference))
-    return model
+    return model.eval()
 
 
 def load_weights(model: MidiModule, reference: str | os.PathLike[str]) -> None:

@@ -191,7 +191,7 @@ def test_a_class_of_ones_own_with_its_checkpoint(midisynth, music: Path, tmp_pat
     monkeypatch.syspath_prepend(tmp_path)
     words = ("--data=midisynth_toy.ToyTonesData", f"--data.corpora.tones.root={music}", "--trainer.max_steps=1")
     assert midisynth("fit", "--model=own_module.Own", *words, "--trainer.default_root_dir=run", *ON_CPU).code == 0
-    (saved,) = tmp_path.rglob("*.ckpt")
+    (saved,) = tmp_path.rglob("last.ckpt")
     result = midisynth("predict", music / "a.mid", "--model=own_module.Own", f"--ckpt={saved}", *ON_CPU)
     assert result.code == 0, result.err
 
