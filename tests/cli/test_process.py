@@ -46,7 +46,7 @@ def test_a_stopped_fit_saves_and_says_so(music: Path, tmp_path: Path, number: in
             assert time.monotonic() < deadline
             time.sleep(0.05)
         process.send_signal(number)
-        _, err = process.communicate(timeout=20)
+        _, err = process.communicate(timeout=60)
     finally:
         process.kill()
     assert process.returncode == code
