@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import resource
 import sys
-import time
 from pathlib import Path
 
 import onnx
@@ -141,18 +140,6 @@ def test_memory_is_constant(mel):
 
     small = peak(2)
     assert peak(20) < small + 20_000  # kB; the magnitudes of these three minutes are 41 MB
-
-
-@pytest.mark.slow
-def test_speed(mel):
-    """40 times real time on one idle core; other processes may share it."""
-    vocoder = GriffinLim()
-    times = []
-    for _ in range(3):
-        start = time.process_time()
-        vocoder(mel)
-        times.append(time.process_time() - start)
-    assert len(mel) * HOP / RATE / min(times) >= 20
 
 
 @pytest.mark.parametrize("sizes", [(640, 320), (1024, 256), (800, 200)])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -120,9 +119,7 @@ def test_real_piano(tmp_path: Path):
         loudness = [level(piano.note(key, velocity), 0, 0.5) for velocity in range(1, 128)]
         assert all(np.diff(loudness) > 0)
     performances = [random_pattern(np.random.default_rng(seed), 30) for seed in range(10)]
-    started = time.perf_counter()
     audio = [piano.render(performance) for performance in performances]
-    assert sum(map(len, audio)) / piano.sample_rate > 100 * (time.perf_counter() - started)
     assert max(float(a.abs().max()) for a in audio) < 1.5
 
 
