@@ -7,6 +7,7 @@ import io
 import math
 import os
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -48,20 +49,71 @@ def load_audio(path: str | os.PathLike[str], sample_rate: int | None = None) -> 
     Raises:
         AudioError: The file cannot be read, has no samples, an absurd rate, or NaN or infinity in it.
     """
+    with _open_audio(path) as file:
+        audio, rate = _read(file, path), file.samplerate
+    return audio if sample_rate in (None, rate) else resample(audio, rate, sample_rate)
+
+
+def audio_seconds(path: str | os.PathLike[str]) -> float:
+    """Length of an audio file (seconds), as its header has it; errors as in `load_audio`, as far as that tells."""
+    with _open_audio(path) as file:
+        return file.frames / file.samplerate
+
+
+def stream_audio(path: str | os.PathLike[str], sample_rate: int, block_sec: float = 10.0) -> Iterator[Tensor]:
+    """Read an audio file block by block: what `load_audio` gives, in memory that does not grow with the file.
+
+    Args:
+        path: The file; any format that libsndfile reads.
+        sample_rate: Resample to this rate (Hz).
+        block_sec: About how much is read at a time (seconds).
+
+    Yields:
+        Consecutive [channels, samples] float32.
+
+    Raises:
+        AudioError: As in `load_audio`; where the damage is, after the blocks before it.
+    """
+    with _open_audio(path) as file:
+        common = math.gcd(file.samplerate, sample_rate)
+        up, down = sample_rate // common, file.samplerate // common
+        # Blocks start where a sample of either rate does, and on both sides the resampler sees more than its filter.
+        context = math.ceil(file.samplerate / 10 / down) * down
+        block = max(math.ceil(file.samplerate * block_sec / down) * down, context)
+        before, seen = 0, _read(file, path, block + context)
+        while seen.shape[1] - before >= block + context:
+            yield resample(seen, file.samplerate, sample_rate)[:, before // down * up :][:, : block // down * up]
+            rest = seen[:, before + block - context :]
+            seen = torch.cat([rest, _read(file, path, block, required=False)], dim=1)
+            before = context
+        yield resample(seen, file.samplerate, sample_rate)[:, before // down * up :]
+
+
+def _open_audio(path: str | os.PathLike[str]) -> soundfile.SoundFile:
+    """Open an audio file for reading; errors as in `load_audio`."""
     try:
-        data, rate = soundfile.read(os.fspath(path), dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
+        file = soundfile.SoundFile(os.fspath(path))
+    except (soundfile.LibsndfileError, OSError, TypeError) as error:
         if not Path(path).exists():
             raise AudioError(path, "no such file") from error
         raise AudioError(path, f"cannot be read as audio ({_cause(error)})") from error
-    if len(data) == 0:
+    if file.samplerate < MIN_SAMPLE_RATE:
+        raise AudioError(path, f"has a sample rate of {file.samplerate} Hz; at least {MIN_SAMPLE_RATE} Hz is needed")
+    return file
+
+
+def _read(file: soundfile.SoundFile, path: str | os.PathLike[str], frames: int = -1, required: bool = True) -> Tensor:
+    """The next samples of a file, [channels, samples]; at least one where they are `required`."""
+    try:
+        data = file.read(frames, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise AudioError(path, f"cannot be read as audio ({_cause(error)})") from error
+    if required and len(data) == 0:
         raise AudioError(path, "has no samples")
-    if rate < MIN_SAMPLE_RATE:
-        raise AudioError(path, f"has a sample rate of {rate} Hz; at least {MIN_SAMPLE_RATE} Hz is needed")
     audio = torch.from_numpy(data.T.copy())
     if not torch.isfinite(audio).all():
         raise AudioError(path, "has NaN or infinite samples")
-    return audio if sample_rate in (None, rate) else resample(audio, rate, sample_rate)
+    return audio
 
 
 def resample(audio: Tensor, rate: int, new_rate: int) -> Tensor:

@@ -3,52 +3,104 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from midisynth.audio.features import mel_filters
+from midisynth.audio.onnx import open_session
 from midisynth.errors import CheckpointError
 
 
 class VocoderStream(ABC):
     """Turns consecutive blocks of one spectrogram into consecutive blocks of audio, without audible seams.
 
-    What has been pushed and finished amounts to frames * hop_samples samples, whatever the sizes of the blocks.
+    What has been pushed and finished amounts to frames * hop_samples samples, whatever the sizes of the blocks. Audio
+    is on the CPU.
     """
 
     @abstractmethod
     def push(self, mel: Tensor) -> Tensor:
-        """Take the next log-mel frames [frames, mels] and return the audio that is final by now, [samples]."""
+        """Take the next log-mel frames [frames, mels]; return the audio that is final by now, [channels, samples]."""
 
     @abstractmethod
     def finish(self) -> Tensor:
-        """Return the audio that was held back, [samples]. The stream cannot be used afterwards."""
+        """Return the audio that was held back, [channels, samples]. The stream cannot be used afterwards."""
 
 
 class Vocoder(ABC):
     """A mel spectrogram -> waveform backend.
 
     Attributes:
-        sample_rate: Of the audio it makes (Hz).
-        hop_samples: Samples per mel frame.
+        sample_rate: Of the audio it makes (Hz); it need not be that of the audio behind the spectrogram.
+        hop_samples: Samples of its output per mel frame.
         mels: Mel bins it expects (natural log of magnitude; framing "published" of `midisynth.audio.features`).
+        channels: Of the audio it makes.
     """
 
     sample_rate: int
     hop_samples: int
     mels: int
+    channels: int = 1
 
     @abstractmethod
     def stream(self, seed: int = 0) -> VocoderStream:
         """Start on a new spectrogram. `seed` decides whatever is random, so equal calls give equal audio."""
 
     def __call__(self, mel: Tensor, seed: int = 0) -> Tensor:
-        """Whole spectrogram [frames, mels] -> audio [frames * hop_samples]."""
+        """Whole spectrogram [frames, mels] -> audio [channels, frames * hop_samples]."""
         stream = self.stream(seed)
-        return torch.cat([stream.push(mel), stream.finish()])
+        return torch.cat([stream.push(mel), stream.finish()], dim=-1)
+
+
+class ContextStream(VocoderStream):
+    """Runs a vocoder that looks a limited number of frames back and ahead, block by block.
+
+    A block is seen with its context, of which the audio is thrown away. Blocks are the same whatever the sizes of what
+    is pushed, so that the audio is the same to the last bit.
+
+    Args:
+        decode: Frames [frames, mels] on the CPU, and the position of the first of them in the piece -> audio
+            [channels, frames * hop_samples].
+        vocoder: Whose audio it is.
+        block_frames: Frames that become final at a time.
+        context_frames: Frames on either side of a block that `decode` sees as well.
+    """
+
+    def __init__(
+        self, decode: Callable[[Tensor, int], Tensor], vocoder: Vocoder, block_frames: int, context_frames: int
+    ):
+        self._decode = decode
+        self._hop = vocoder.hop_samples
+        self._channels = vocoder.channels
+        self._block_frames = block_frames
+        self._context_frames = context_frames
+        self._mel = torch.zeros(0, vocoder.mels)
+        self._before = 0  # frames at the front of `_mel` whose audio is out
+        self._position = 0  # of the first frame of `_mel` in the piece
+
+    def push(self, mel: Tensor) -> Tensor:
+        self._mel = torch.cat([self._mel, mel.detach().to("cpu", torch.float32)])
+        done = [torch.zeros(self._channels, 0)]
+        while len(self._mel) - self._before >= self._block_frames + self._context_frames:
+            done.append(self._block(self._block_frames))
+        return torch.cat(done, dim=-1)
+
+    def finish(self) -> Tensor:
+        frames = len(self._mel) - self._before
+        return self._block(frames) if frames else torch.zeros(self._channels, 0)
+
+    def _block(self, frames: int) -> Tensor:
+        seen = self._mel[: self._before + frames + self._context_frames]
+        audio = self._decode(seen, self._position)[:, self._before * self._hop :][:, : frames * self._hop]
+        keep = min(self._context_frames, self._before + frames)
+        dropped = self._before + frames - keep
+        self._mel = self._mel[dropped:]
+        self._position += dropped
+        self._before = keep
+        return audio
 
 
 class GriffinLim(Vocoder):
@@ -152,13 +204,13 @@ class _GriffinLimStream(VocoderStream):
                 self._mel = self._mel[vocoder.block_frames :]
                 if self._frames >= vocoder.block_frames + vocoder.lookahead_frames:
                     done.append(self._block(vocoder.block_frames, vocoder.lookahead_frames))
-        return torch.cat(done)
+        return torch.cat(done)[None]
 
     def finish(self) -> Tensor:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             if len(self._mel):
                 self._append(self._vocoder.linear_magnitude(self._mel))
-            return self._block(self._frames, 0) if self._frames else torch.zeros(0)
+            return self._block(self._frames, 0)[None] if self._frames else torch.zeros(1, 0)
 
     def _append(self, magnitude: Tensor) -> None:
         """Queue magnitudes of frames [frames, bins], and in front of each its mean with the one before."""
@@ -279,30 +331,17 @@ class OnnxVocoder(Vocoder):
         self.block_frames = block_frames
         self.context_frames = context_frames
         self.name = "<embedded ONNX model>" if isinstance(source, bytes) else str(source)
-        if not isinstance(source, bytes) and not Path(source).is_file():
-            raise CheckpointError(f"{self.name}: no such vocoder file")
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise CheckpointError(
-                f"{self.name}: an ONNX vocoder needs onnxruntime; install it with: pip install onnxruntime"
-            ) from error
-        try:
-            session: Any = onnxruntime.InferenceSession(
-                source if isinstance(source, bytes) else str(source), providers=onnxruntime.get_available_providers()
-            )
-        except Exception as error:  # onnxruntime's exceptions have no common base
-            raise CheckpointError(f"{self.name}: not an ONNX model that onnxruntime can load") from error
+        session = open_session(source, what="vocoder")
         names = [node.name for node in session.get_inputs()]
         if names != ["input_features"]:
             raise CheckpointError(f"{self.name}: expected the one input 'input_features', found {names}")
         self._session = session
 
     def stream(self, seed: int = 0) -> VocoderStream:
-        return _OnnxStream(self)
+        return ContextStream(lambda mel, _: self.decode(mel), self, self.block_frames, self.context_frames)
 
     def decode(self, mel: Tensor) -> Tensor:
-        """One run of the model: [frames, mels] -> [frames * hop_samples].
+        """One run of the model: [frames, mels] -> [1, frames * hop_samples].
 
         Raises:
             CheckpointError: The model's output has another length.
@@ -314,34 +353,7 @@ class OnnxVocoder(Vocoder):
                 f"{self.name}: made {len(audio)} samples out of {len(mel)} frames; "
                 f"expected {self.hop_samples} samples a frame"
             )
-        return audio
-
-
-class _OnnxStream(VocoderStream):
-    def __init__(self, vocoder: OnnxVocoder):
-        self._vocoder = vocoder
-        self._mel = torch.zeros(0, vocoder.mels)
-        self._before = 0  # frames at the front of `_mel` whose audio is out
-
-    def push(self, mel: Tensor) -> Tensor:
-        self._mel = torch.cat([self._mel, mel.detach().cpu().float()])
-        done = [torch.zeros(0)]
-        while len(self._mel) - self._before >= self._vocoder.block_frames + self._vocoder.context_frames:
-            done.append(self._block(self._vocoder.block_frames))
-        return torch.cat(done)
-
-    def finish(self) -> Tensor:
-        frames = len(self._mel) - self._before
-        return self._block(frames) if frames else torch.zeros(0)
-
-    def _block(self, frames: int) -> Tensor:
-        vocoder = self._vocoder
-        seen = self._mel[: self._before + frames + vocoder.context_frames]
-        audio = vocoder.decode(seen)[self._before * vocoder.hop_samples :][: frames * vocoder.hop_samples]
-        keep = min(vocoder.context_frames, self._before + frames)
-        self._mel = self._mel[self._before + frames - keep :]
-        self._before = keep
-        return audio
+        return audio[None]
 
 
 def load_vocoder(
