@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from midisynth.datasets.cache import Prepared
+from midisynth.datasets.cache import Mix, Prepared
 from midisynth.datasets.corpus import Split
 from midisynth.errors import DataError
 from midisynth.music.notes import Performance
@@ -59,11 +59,16 @@ def audio_pairs(
     *,
     align: int = 1,
     seed: int = 0,
+    temperature: float = 0.0,
     apply_pedal: Callable[[Performance], Performance] = extend_by_pedal,
+    context: int = 0,
+    channels: int = 1,
 ) -> Dataset[Example]:
     """Random stretches for training, consecutive ones for validation and testing.
 
-    Every example is what the codec makes of the notes, and "audio", [samples] float32.
+    Every example is what the codec makes of the notes, and "audio", float32 [samples], or [2, samples] with two
+    channels. With `context` there are also "context_audio", of the same form, what lies before, and "context_samples",
+    int64, how much of it there was: before the start of a record is silence.
 
     Args:
         parts: Prepared corpora.
@@ -71,22 +76,50 @@ def audio_pairs(
         split: What the examples are for.
         align: Random stretches start at multiples of this (samples), such as the hop of a spectrogram.
         seed: Of the random stretches.
+        temperature: How much the size of a corpus counts in training, see `corpus_shares`.
         apply_pedal: Turns notes as played into notes as they sound.
+        context: Audio before the stretch (samples).
+        channels: 1 takes the mean of stereo corpora, such as `rendered` makes on request; 2 doubles mono ones.
     """
     if split == "train":
-        return RandomStretches(parts, codec, align, seed, apply_pedal)
-    return ConsecutiveStretches(parts, codec, apply_pedal)
+        return RandomStretches(parts, codec, align, seed, temperature, apply_pedal, context, channels)
+    return ConsecutiveStretches(parts, codec, apply_pedal, context, channels)
+
+
+def corpus_shares(weights: Sequence[float], sizes: Sequence[int], temperature: float) -> np.ndarray:
+    """Probability that an example comes from each of several corpora, [corpora]; they add up to 1.
+
+    In proportion to weight times size to the power of `temperature`, after C. Raffel et al., "Exploring the Limits of
+    Transfer Learning with a Unified Text-to-Text Transformer", JMLR 2020, section 3.5.2, whose temperature is the
+    inverse of this one.
+
+    Args:
+        weights: What the user gave each corpus.
+        sizes: Examples in each corpus, one after the other.
+        temperature: 0 leaves the weights alone, 1 mixes corpora as large as they are.
+    """
+    shares = np.asarray(weights, float) * np.asarray(sizes, float) ** temperature
+    return shares / shares.sum()
 
 
 class _Stretches:
     """Reads audio and notes of records; keeps what it has read."""
 
-    def __init__(self, parts: Sequence[Part], codec: SegmentCodec, apply_pedal: Callable[[Performance], Performance]):
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        codec: SegmentCodec,
+        apply_pedal: Callable[[Performance], Performance],
+        context: int,
+        channels: int,
+    ):
         self._codec = codec
+        self._channels = channels
+        self._context = context
         self._apply_pedal = apply_pedal
         self._records = [prepared for part in parts for prepared in part.prepared]
         self._samples = np.array([len(prepared.audio()) for prepared in self._records], np.int64)
-        self._audio: dict[int, np.ndarray] = {}
+        self._audio: dict[int, np.ndarray | Mix] = {}
         self._performances: dict[int, Performance] = {}
 
     def _example(self, record: int, start: int) -> Example:
@@ -96,11 +129,22 @@ class _Stretches:
             self._audio[record] = self._records[record].audio()
             sounding = self._apply_pedal(self._records[record].performance())
             self._performances[record] = Performance(notes=sounding.notes)
-        samples = self._audio[record][start : start + self._codec.segment_samples]
-        audio = torch.zeros(self._codec.segment_samples)
-        audio[: len(samples)] = torch.from_numpy(samples.astype(np.float32)) / 32767
-        encoded = self._codec.encode_segment(self._performances[record], start / self._codec.sample_rate)
-        return {**encoded, "audio": audio}
+        before = min(start, self._context)
+        samples = self._audio[record][start - before : start + self._codec.segment_samples]
+        audio = torch.zeros(self._channels, self._context + self._codec.segment_samples)
+        first = self._context - before
+        audio[:, first : first + len(samples)] = self._remixed(torch.from_numpy(samples.astype(np.float32)) / 32767)
+        audio = audio[0] if self._channels == 1 else audio
+        example = dict(self._codec.encode_segment(self._performances[record], start / self._codec.sample_rate))
+        if self._context:
+            example |= {"context_audio": audio[..., : self._context], "context_samples": torch.tensor(before)}
+        return {**example, "audio": audio[..., self._context :]}
+
+    def _remixed(self, audio: torch.Tensor) -> torch.Tensor:
+        """Prepared audio, [samples] or [samples, 2], as it is wanted, [samples] or [channels, samples]."""
+        if audio.ndim == 1:
+            return audio
+        return audio.mean(dim=1) if self._channels == 1 else audio.T
 
     def __getstate__(self) -> dict[str, Any]:
         # Mapped arrays would be copied whole into workers.
@@ -108,7 +152,7 @@ class _Stretches:
 
 
 class RandomStretches(_Stretches, EndlessDataset[Example]):
-    """Stretches at random places: a corpus by its weight, then all places in it alike.
+    """Stretches at random places: a corpus by its weight and size, then all places in it alike.
 
     Example number i is always the same; an epoch is as many as fit into the audio one after the other.
 
@@ -117,7 +161,10 @@ class RandomStretches(_Stretches, EndlessDataset[Example]):
         codec: Of the model.
         align: Starts are multiples of this (samples).
         seed: Of all random choices.
+        temperature: How much the size of a corpus counts, see `corpus_shares`.
         apply_pedal: Turns notes as played into notes as they sound.
+        context: Audio before the stretch (samples).
+        channels: See `audio_pairs`.
 
     Raises:
         DataError: A corpus has no records for training.
@@ -129,21 +176,25 @@ class RandomStretches(_Stretches, EndlessDataset[Example]):
         codec: SegmentCodec,
         align: int,
         seed: int,
+        temperature: float = 0.0,
         apply_pedal: Callable[[Performance], Performance] = extend_by_pedal,
+        context: int = 0,
+        channels: int = 1,
     ):
-        super().__init__(parts, codec, apply_pedal)
+        super().__init__(parts, codec, apply_pedal, context, channels)
         for part in parts:
             if not part.prepared:
                 raise DataError(f"{part.name}: has no records for training")
         self._align = align
         self._seed = seed
-        weights = np.array([part.weight for part in parts], float)
-        self._shares = weights / weights.sum()
         # A place is a start for which the stretch lies inside its record; a shorter record has one.
         places = np.maximum(self._samples - codec.segment_samples, 0) // align + 1
         counts = np.cumsum([0, *(len(part.prepared) for part in parts)])
         self._first_record = counts[:-1]
         self._places = [places[a:b].cumsum() for a, b in pairwise(counts)]
+        stretches = np.maximum(self._samples // codec.segment_samples, 1)
+        sizes = [int(stretches[a:b].sum()) for a, b in pairwise(counts)]
+        self._shares = corpus_shares([part.weight for part in parts], sizes, temperature)
 
     def __len__(self) -> int:
         return max(int(self._samples.sum()) // self._codec.segment_samples, 1)
@@ -165,6 +216,8 @@ class ConsecutiveStretches(_Stretches, Dataset[Example]):
         parts: Prepared corpora.
         codec: Of the model.
         apply_pedal: Turns notes as played into notes as they sound.
+        context: Audio before the stretch (samples).
+        channels: See `audio_pairs`.
     """
 
     def __init__(
@@ -172,8 +225,10 @@ class ConsecutiveStretches(_Stretches, Dataset[Example]):
         parts: Sequence[Part],
         codec: SegmentCodec,
         apply_pedal: Callable[[Performance], Performance] = extend_by_pedal,
+        context: int = 0,
+        channels: int = 1,
     ):
-        super().__init__(parts, codec, apply_pedal)
+        super().__init__(parts, codec, apply_pedal, context, channels)
         self._ends = np.maximum(self._samples // codec.segment_samples, 1).cumsum()
 
     def __len__(self) -> int:

@@ -2,6 +2,9 @@
 
 A record becomes two files: mono 16-bit audio at the model's rate, which is memory-mapped, and its notes. Each file
 appears whole under its name or not at all, the notes last, so that a run that was killed continues where it was.
+
+Stems are kept one by one and added up when they are read: the many mixes that can be made of a song's stems cost no
+more room than these.
 """
 
 from __future__ import annotations
@@ -14,13 +17,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, fields
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 
-from midisynth.datasets.corpus import Corpus, Record
+from midisynth.datasets.corpus import Corpus, Record, mono_audio
 from midisynth.datasets.files import replacing, usable_cores
 from midisynth.errors import DataError, MidisynthError
 from midisynth.music.notes import Performance
@@ -33,6 +37,8 @@ _ALONE = 8
 
 #: Called with the number of finished records, the number of all, and the id of the last one.
 Report = Callable[[int, int, str], None]
+
+T = TypeVar("T")
 
 logger = logging.getLogger("midisynth.data")
 
@@ -57,9 +63,16 @@ class Prepared:
     def notes_path(self) -> Path:
         return self.stem.with_name(self.stem.name + ".npz")
 
-    def audio(self) -> np.ndarray:
-        """Memory-mapped mono audio, [samples] int16."""
-        return np.load(self.audio_path, mmap_mode="r")
+    @property
+    def audio_paths(self) -> tuple[Path, ...]:
+        """Files that sound together: one for each stem, or the one of the record."""
+        if not self.record.stems:
+            return (self.audio_path,)
+        return tuple(self.stem.with_name(_stem_name(path)) for path in self.record.stems)
+
+    def audio(self) -> np.ndarray | Mix:
+        """Memory-mapped audio, int16 [samples], or [samples, 2] if the record is stereo; or stems that add up to it."""
+        return Mix(self.audio_paths) if self.record.stems else np.load(self.audio_path, mmap_mode="r")
 
     def performance(self) -> Performance:
         """Notes, controllers and clocks as the corpus gave them."""
@@ -67,6 +80,34 @@ class Prepared:
             values = {name: stored[name] for name in stored.files}
         scalars = json.loads(str(values.pop("_json")))
         return Performance(**values, **scalars)
+
+
+class Mix:
+    """Prepared stems that sound together; reads like an array of mono audio.
+
+    Args:
+        paths: Their files.
+    """
+
+    def __init__(self, paths: Sequence[Path]):
+        self._paths = paths
+
+    def __len__(self) -> int:
+        return max(len(_mapped(path)) for path in self._paths)
+
+    def __getitem__(self, window: slice) -> np.ndarray:
+        """The sum within a window, [samples] int32: many stems may be louder than 16 bits can say."""
+        parts = [_mapped(path)[window] for path in self._paths]
+        total = np.zeros(max(len(part) for part in parts), np.int32)
+        for part in parts:
+            total[: len(part)] += part
+        return total
+
+
+# Every mix of a song reads the same stems, and a process can map a limited number of files.
+@lru_cache(maxsize=1024)
+def _mapped(path: Path) -> np.ndarray:
+    return np.load(path, mmap_mode="r")
 
 
 @dataclass
@@ -126,8 +167,16 @@ def prepare(
         leftover.unlink(missing_ok=True)
     entries = [Prepared(record, folder / _file_name(record)) for record in records]
     pending = [entry for entry in entries if not entry.notes_path.exists()]
+    stems = _missing_stems(pending) if sample_rate is not None else {}
+    total = len(stems) + len(pending)
+    write = partial(_prepare_stem, sample_rate=sample_rate)
+    # A stem that cannot be read is met again by its records, which then say so.
+    for done, ((_, source), _) in enumerate(_work(list(stems.items()), write, workers, _source_name), start=1):
+        if report is not None:
+            report(done, total, source.name)
     outcome = Outcome()
-    for done, (entry, error) in enumerate(_work(pending, sample_rate, workers), start=1):
+    write = partial(_prepare_one, sample_rate=sample_rate)
+    for done, (entry, error) in enumerate(_work(pending, write, workers, _record_name), start=len(stems) + 1):
         if error is None:
             outcome.made += 1
         elif on_error == "stop":
@@ -136,7 +185,7 @@ def prepare(
             outcome.failures.append((entry.record.id, error))
             logger.warning("%s/%s is left out: %s", entry.record.corpus, entry.record.id, error)
         if report is not None:
-            report(done, len(pending), entry.record.id)
+            report(done, total, entry.record.id)
     if records and len(outcome.failures) == len(records):
         raise DataError(f"{records[0].corpus}: none of {len(records)} records can be used; {outcome.failures[0][1]}")
     return outcome
@@ -150,40 +199,87 @@ def prepared(records: Sequence[Record], folder: Path) -> list[Prepared]:
 
 def _file_name(record: Record) -> str:
     """Id of the record and a digest of the files behind it, so that a changed file is prepared again."""
-    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in (record.midi, record.audio) if path]
-    return f"{record.id[:150]}-{hashlib.sha256(json.dumps([record.id, stats]).encode()).hexdigest()[:8]}"
+    return f"{record.id[:150]}-{_digest([*record.files, *record.stems], record.id)[:8]}"
+
+
+def _stem_name(path: Path) -> str:
+    return f"stem-{path.stem[:100]}-{_digest([path])[:16]}.npy"
+
+
+def _digest(paths: Sequence[Path], *more: str) -> str:
+    stats = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    return hashlib.sha256(json.dumps([*more, stats]).encode()).hexdigest()
+
+
+def _missing_stems(pending: Sequence[Prepared]) -> dict[Path, Path]:
+    """Prepared file to recording of every stem that has not been prepared, each once."""
+    stems = {
+        target: source
+        for entry in pending
+        if entry.record.stems
+        for target, source in zip(entry.audio_paths, entry.record.stems, strict=True)
+    }
+    return {target: source for target, source in stems.items() if not target.exists()}
+
+
+def _record_name(entry: Prepared) -> str:
+    return entry.record.id
+
+
+def _source_name(stem: tuple[Path, Path]) -> str:
+    return str(stem[1])
 
 
 def _work(
-    pending: Sequence[Prepared], sample_rate: int | None, workers: int | None
-) -> Iterator[tuple[Prepared, str | None]]:
-    """Prepare entries and yield each with what is wrong with it, or None, as they are done."""
-    workers = min(workers or usable_cores(), len(pending))
-    alone = workers <= 1 or len(pending) <= _ALONE
+    items: Sequence[T], task: Callable[[T], str | None], workers: int | None, name: Callable[[T], str]
+) -> Iterator[tuple[T, str | None]]:
+    """Carry out a task for every item and yield each with what is wrong with it, or None, as they are done."""
+    workers = min(workers or usable_cores(), len(items))
+    alone = workers <= 1 or len(items) <= _ALONE
     # The first one is always made here, for it may make what all others share, such as the notes of a piano.
-    for entry in pending if alone else pending[:1]:
-        yield entry, _prepare_one(entry, sample_rate)
+    for item in items if alone else items[:1]:
+        yield item, task(item)
     if alone:
         return
     # Forked children would inherit torch's thread pool in an unusable state.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        running: dict[Future[str | None], Prepared] = {}
-        todo = iter(pending[1:])
+        running: dict[Future[str | None], T] = {}
+        todo = iter(items[1:])
         try:
             while True:
-                while len(running) < 2 * workers and (entry := next(todo, None)) is not None:
-                    running[pool.submit(_prepare_one, entry, sample_rate)] = entry
+                while len(running) < 2 * workers and (item := next(todo, None)) is not None:
+                    running[pool.submit(task, item)] = item
                 if not running:
                     return
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     error = future.result()
                     yield running.pop(future), error
         except BrokenProcessPool as error:
-            names = ", ".join(entry.record.id for entry in list(running.values())[:workers])
+            names = ", ".join(name(item) for item in list(running.values())[:workers])
             raise DataError(f"a worker was killed, perhaps for want of memory, at one of: {names}") from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _prepare_stem(stem: tuple[Path, Path], sample_rate: int) -> str | None:
+    """Write one stem, given as prepared file and recording.
+
+    Returns:
+        What is wrong with the recording, or None.
+    """
+    target, source = stem
+    try:
+        _write_audio(target, mono_audio(source, sample_rate))
+    except MidisynthError as error:
+        return str(error)
+    return None
+
+
+def _write_audio(path: Path, waveform: torch.Tensor) -> None:
+    with replacing(path) as file:
+        # Time comes first, so that a stretch of it is one stretch of the file.
+        np.save(file, np.ascontiguousarray(np.rint(np.clip(waveform.numpy().T, -1, 1) * 32767), np.int16))
 
 
 def _prepare_one(entry: Prepared, sample_rate: int | None) -> str | None:
@@ -194,10 +290,12 @@ def _prepare_one(entry: Prepared, sample_rate: int | None) -> str | None:
     """
     try:
         performance = entry.record.performance()
-        if sample_rate is not None:
-            waveform = entry.record.waveform(sample_rate).numpy()
-            with replacing(entry.audio_path) as file:
-                np.save(file, np.rint(np.clip(waveform, -1, 1) * 32767).astype(np.int16))
+        if sample_rate is not None and entry.record.stems:
+            for stem in _missing_stems([entry]).items():
+                if error := _prepare_stem(stem, sample_rate):
+                    return error
+        elif sample_rate is not None:
+            _write_audio(entry.audio_path, entry.record.waveform(sample_rate))
     except MidisynthError as error:
         return str(error)
     arrays = {}

@@ -11,9 +11,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
-from midisynth.errors import DataError
+from midisynth.errors import DataError, UsageError
 from midisynth.music.midi import read_midi
 from midisynth.music.notes import Performance
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,9 @@ class Record:
         split: Official split, or one derived from `piece`.
         midi: MIDI file, or None.
         audio: Audio file, or None.
+        stems: Audio files that sound together, in place of `audio`; a stem that ends early is silent from there on.
         score: Score file, or None.
+        labels: File of notes in a form of the corpus's own, or None; its reader overrides `performance`.
         metadata: Whatever else the corpus says (composer, year, performer), plain values.
     """
 
@@ -45,8 +49,15 @@ class Record:
     split: Split
     midi: Path | None = None
     audio: Path | None = None
+    stems: tuple[Path, ...] = ()
     score: Path | None = None
+    labels: Path | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file behind the record, besides its stems."""
+        return tuple(path for path in (self.midi, self.audio, self.score, self.labels) if path is not None)
 
     def performance(self) -> Performance:
         """Notes and controllers of the record.
@@ -60,7 +71,7 @@ class Record:
         return read_midi(self.midi)
 
     def waveform(self, sample_rate: int) -> Tensor:
-        """Audio of the record, mixed to mono and resampled, [samples] float32.
+        """Audio of the record, its stems added up, mixed to mono and resampled, [samples] float32.
 
         Args:
             sample_rate: Wanted rate (Hz).
@@ -69,11 +80,23 @@ class Record:
             DataError: The corpus has no audio for this record.
             AudioError: The file cannot be read.
         """
-        if self.audio is None:
+        paths = self.stems or (self.audio,)
+        if paths == (None,):
             raise DataError(f"{self.corpus}/{self.id} has no audio file")
-        from midisynth.audio.io import load_audio
+        from torch.nn.utils.rnn import pad_sequence
 
-        return load_audio(self.audio, sample_rate).mean(dim=0)
+        return pad_sequence([mono_audio(path, sample_rate) for path in paths], batch_first=True).sum(dim=0)
+
+
+def mono_audio(path: Path, sample_rate: int) -> Tensor:
+    """An audio file, mixed to mono and resampled to `sample_rate` (Hz), [samples] float32.
+
+    Raises:
+        AudioError: It cannot be read.
+    """
+    from midisynth.audio.io import load_audio
+
+    return load_audio(path, sample_rate).mean(dim=0)
 
 
 class Corpus(ABC):
@@ -120,6 +143,22 @@ def split_by_hash(piece: str, validation: float = 0.1, test: float = 0.1) -> Spl
     if position < test:
         return "test"
     return "validation" if position < test + validation else "train"
+
+
+def chosen(option: str, value: T, choices: Any) -> T:
+    """The value of an option that has a few choices.
+
+    Args:
+        option: Corpus and name of the option.
+        value: What the user wrote.
+        choices: The `Literal` type of the option.
+
+    Raises:
+        UsageError: It is not among the choices.
+    """
+    if value not in get_args(choices):
+        raise UsageError(f"{option}: '{value}' is none of {', '.join(get_args(choices))}")
+    return value
 
 
 def piece_of(name: str, pattern: str | None) -> str:

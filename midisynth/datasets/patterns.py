@@ -20,6 +20,8 @@ TICKS_PER_SEC = 960  # at 120 bpm
 _CHORDS = ((0, 4, 7), (0, 3, 7), (0, 4, 7, 10), (0, 3, 7, 10), (0, 4, 7, 11), (0, 3, 6, 9), (0, 5, 7), (0, 4, 8))
 _SCALES = ((2, 2, 1, 2, 2, 2, 1), (2, 1, 2, 2, 1, 3, 1), (1,), (2,), (3,), (4, 3, 5), (3, 4, 5))
 
+#: Onsets and durations (seconds), keys and velocities of one exercise, and whether the pedal is held throughout.
+Exercise = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bool]
 #: Onsets (seconds), durations (seconds) and keys of one section.
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -48,6 +50,36 @@ def random_pattern(generator: np.random.Generator, seconds: float) -> Performanc
             pedals += _pedal(generator, start, length)
         start += length
     return from_seconds(np.concatenate(parts), pedals)
+
+
+def random_exercise(generator: np.random.Generator, seconds: float) -> Performance:
+    """Sections that music and `random_pattern` rarely have: long decays, silence, strokes into sounding strings.
+
+    Args:
+        generator: Source of all choices; equal generators give equal performances.
+        seconds: Length; notes end before it.
+
+    Returns:
+        As of `random_pattern`.
+    """
+    parts, pedals, start = [], [], 0.0
+    while start < seconds:
+        make, (shortest, longest) = _EXERCISES[generator.integers(len(_EXERCISES))]
+        length = float(min(generator.uniform(shortest, longest), seconds - start))
+        onset, duration, pitch, velocity, pedal = make(generator, length)
+        notes = np.zeros(len(onset), NOTE_DTYPE)
+        notes["onset_sec"] = start + onset
+        notes["duration_sec"] = np.minimum(duration, length - onset)
+        notes["pitch"] = pitch
+        notes["velocity"] = np.clip(np.rint(velocity), 1, 127)
+        parts.append(notes[notes["duration_sec"] > 0.01])
+        if pedal:
+            pedals += [(start, int(generator.integers(64, 128))), (start + length, 0)]
+        start += length
+    notes = np.concatenate(parts)
+    if len(notes) == 0:  # silence alone has nothing to learn from
+        return random_pattern(generator, seconds)
+    return from_seconds(notes, pedals)
 
 
 def single_notes(keys: np.ndarray, velocities: np.ndarray, spacing_sec: float, duration_sec: float) -> Performance:
@@ -228,4 +260,109 @@ _SECTIONS: tuple[Callable[[np.random.Generator, float], Rows], ...] = (
     _single,
     _held,
     _trill,
+)
+
+
+def _some_keys(generator: np.random.Generator, most: int) -> np.ndarray:
+    return generator.choice(np.arange(LOWEST_KEY, HIGHEST_KEY + 1), generator.integers(1, most + 1), replace=False)
+
+
+def _even(generator: np.random.Generator, length: float, fastest: float, slowest: float) -> tuple[np.ndarray, float]:
+    """Onsets at an even pace that is drawn on a logarithmic scale, and the pace (seconds)."""
+    pace = float(np.exp(generator.uniform(np.log(fastest), np.log(slowest))))
+    return np.arange(0, length, pace), pace
+
+
+def _long_decay(generator: np.random.Generator, length: float) -> Exercise:
+    """A note or a few until nearly nothing is left, held by hand or by the pedal."""
+    keys, pedal = _some_keys(generator, 3), bool(generator.random() < 0.5)
+    duration = generator.uniform(0.05, 0.5) if pedal else length - 0.4
+    return (
+        np.zeros(len(keys)),
+        np.full(len(keys), duration),
+        keys,
+        np.full(len(keys), generator.uniform(10, 127)),
+        pedal,
+    )
+
+
+def _silence(generator: np.random.Generator, length: float) -> Exercise:
+    """Nothing, with the pedal down or up."""
+    nothing = np.zeros(0)
+    return nothing, nothing, nothing, nothing, bool(generator.random() < 0.3)
+
+
+def _struck_again(generator: np.random.Generator, length: float) -> Exercise:
+    """A key or a chord under a held pedal, its strings still sounding at every stroke."""
+    onsets, pace = _even(generator, length, 0.1, 2.0)
+    keys = _some_keys(generator, 4)
+    strokes, velocity = len(onsets), generator.uniform(10, 120)
+    velocities = np.repeat(generator.normal(velocity, 12, strokes), len(keys))
+    return (
+        np.repeat(onsets, len(keys)),
+        np.full(strokes * len(keys), 0.6 * pace),
+        np.tile(keys, strokes),
+        velocities,
+        True,
+    )
+
+
+def _repetition(generator: np.random.Generator, length: float) -> Exercise:
+    """One key at an even pace, from as fast as a piano repeats to slow, released before every stroke."""
+    onsets, pace = _even(generator, length, 0.06, 1.5)
+    duration = pace * generator.uniform(0.2, 0.95)
+    velocities = generator.normal(generator.uniform(10, 120), 5, len(onsets))
+    return onsets, np.full(len(onsets), duration), np.full(len(onsets), _any_key(generator)), velocities, False
+
+
+def _staccato(generator: np.random.Generator, length: float) -> Exercise:
+    """Short notes and chords, with air between them, dry or under the pedal."""
+    onsets, _ = _even(generator, length, 0.15, 0.8)
+    chords = [_some_keys(generator, 4) for _ in onsets]
+    sizes = [len(chord) for chord in chords]
+    durations = np.full(sum(sizes), generator.uniform(0.03, 0.1))
+    velocities = np.repeat(generator.normal(generator.uniform(10, 120), 10, len(onsets)), sizes)
+    return np.repeat(onsets, sizes), durations, np.concatenate(chords), velocities, bool(generator.random() < 0.3)
+
+
+def _ladder(generator: np.random.Generator, length: float) -> Exercise:
+    """One key from the softest to the loudest stroke, or back."""
+    onsets, pace = _even(generator, length, 0.12, 0.6)
+    velocities = np.linspace(1, 127, len(onsets))[:: generator.choice([-1, 1])]
+    durations = np.full(len(onsets), pace * generator.uniform(0.3, 0.95))
+    return onsets, durations, np.full(len(onsets), _any_key(generator)), velocities, False
+
+
+def _sweep(generator: np.random.Generator, length: float) -> Exercise:
+    """All keys from one end to the other at one velocity, as far as time allows."""
+    onsets, pace = _even(generator, length, 0.06, 0.2)
+    keys = (_any_key(generator) - LOWEST_KEY + np.arange(len(onsets))) % (HIGHEST_KEY - LOWEST_KEY + 1) + LOWEST_KEY
+    durations = np.full(len(onsets), pace * generator.uniform(0.5, 3))
+    velocities = np.full(len(onsets), generator.uniform(1, 127))
+    return onsets, durations, keys[:: generator.choice([-1, 1])], velocities, bool(generator.random() < 0.2)
+
+
+def _wide_chords(generator: np.random.Generator, length: float) -> Exercise:
+    """Chords of five to twelve notes that are spread over the whole keyboard."""
+    onsets, pace = _even(generator, length, 0.3, 2.5)
+    size = int(generator.integers(5, 13))
+    grid = np.linspace(LOWEST_KEY, HIGHEST_KEY, size)
+    chords = [np.clip(np.rint(grid + generator.uniform(-5, 5, size)), LOWEST_KEY, HIGHEST_KEY) for _ in onsets]
+    chords = [np.unique(chord) for chord in chords]
+    sizes = [len(chord) for chord in chords]
+    durations = np.full(sum(sizes), pace * generator.uniform(0.2, 0.95))
+    velocities = np.repeat(generator.normal(generator.uniform(10, 115), 10, len(onsets)), sizes)
+    return np.repeat(onsets, sizes), durations, np.concatenate(chords), velocities, bool(generator.random() < 0.5)
+
+
+#: Exercises, and how long each lasts (seconds).
+_EXERCISES: tuple[tuple[Callable[[np.random.Generator, float], Exercise], tuple[float, float]], ...] = (
+    (_long_decay, (5, 12)),
+    (_silence, (0.5, 3)),
+    (_struck_again, (2, 6)),
+    (_repetition, (1, 4)),
+    (_staccato, (2, 5)),
+    (_ladder, (2, 6)),
+    (_sweep, (2, 6)),
+    (_wide_chords, (2, 6)),
 )

@@ -5,27 +5,33 @@ Training clips are excerpts in random variations, and generated patterns; held-o
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from torch import Tensor
 
 from midisynth.datasets.corpus import Corpus, Record, Split, piece_of, split_by_hash
+from midisynth.datasets.ensembles import arrange, random_ensemble
 from midisynth.datasets.files import cache_folder
-from midisynth.datasets.patterns import LOWEST_KEY, from_seconds, random_pattern
-from midisynth.datasets.sampled_piano import DEFAULT_LAYERS, KEYS, Instrument, open_instrument
+from midisynth.datasets.patterns import LOWEST_KEY, from_seconds, random_exercise, random_pattern
+from midisynth.datasets.piano_bank import KEYS
+from midisynth.datasets.sampled_piano import DEFAULT_LAYERS, RESONANCE_DB, Instrument, SoundFontPiano, open_instrument
 from midisynth.errors import DataError, MidiError
 from midisynth.music.midi import read_midi
 from midisynth.music.notes import Performance, is_drum
-from midisynth.music.pedal import SUSTAIN
+from midisynth.music.pedal import SUSTAIN, extend_by_pedal
 
 MIDI_SUFFIXES = (".mid", ".midi")
+
+#: Leaves room for many instruments at once.
+ENSEMBLE_GAIN = 0.4
+#: Audio after the last note of an ensemble (seconds).
+ENSEMBLE_TAIL_SEC = 1.0
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,8 @@ class Variation:
         velocity_shift: Most that is added to or taken from velocities.
         pedal_removed: Probability that the pedal is left out.
         pedal_added: Probability that a random pedal takes the place of the one in the file.
+        exercises: Probability that a generated clip is an exercise.
+        arranged: Probability that the voices of an excerpt get other programs.
     """
 
     clip_seconds: float
@@ -49,6 +57,31 @@ class Variation:
     velocity_shift: int
     pedal_removed: float
     pedal_added: float
+    exercises: float = 0.0
+    arranged: float = 0.0
+
+
+@dataclass(frozen=True)
+class Sound:
+    """What plays a clip; see `open_instrument`.
+
+    Attributes:
+        path: SoundFont, or folder of samples.
+        layers: Velocity layers.
+        release: Whether keys are heard going up.
+        resonance_db: Level of the string resonance (dB); None for none.
+        channels: 1 or 2.
+        velocity_tracking: How much softer soft notes are than they were recorded (0 to 1).
+        ensemble: Whether the SoundFont plays all programs and drums.
+    """
+
+    path: str = ""
+    layers: tuple[int, ...] = DEFAULT_LAYERS
+    release: bool = True
+    resonance_db: float | None = RESONANCE_DB
+    channels: int = 1
+    velocity_tracking: float = 0.0
+    ensemble: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,12 +89,12 @@ class RenderedRecord(Record):
     """A clip that is made when it is asked for, always in the same way.
 
     Attributes:
-        instrument: Sound: file or folder, and velocity layers.
+        instrument: The sound.
         variation: How training clips differ from the file; None for a whole file, unchanged.
         seed: Seed and number of the clip.
     """
 
-    instrument: tuple[str, tuple[int, ...]] = ("", ())
+    instrument: Sound = field(default_factory=Sound)
     variation: Variation | None = None
     seed: tuple[int, int] = field(default=(0, 0))
 
@@ -71,34 +104,56 @@ class RenderedRecord(Record):
         Raises:
             MidiError: The file cannot be read.
         """
+        ensemble = self.instrument.ensemble
         if self.variation is None:
-            return without_lead(_playable(self.midi))
+            return without_lead(_playable(self.midi, ensemble))
         generator = np.random.default_rng(self.seed)
+        if self.midi is None and ensemble:
+            return random_ensemble(generator, self.variation.clip_seconds)
         if self.midi is None:
-            return random_pattern(generator, self.variation.clip_seconds)
-        return vary(_playable(self.midi), self.variation, generator)
+            # A generator of its own: clips that are no exercises do not change with their share.
+            exercise = np.random.default_rng([*self.seed, 2]).random() < self.variation.exercises
+            return (random_exercise if exercise else random_pattern)(generator, self.variation.clip_seconds)
+        varied = vary(_playable(self.midi, ensemble), self.variation, generator)
+        return arrange(varied, generator) if generator.random() < self.variation.arranged else varied
 
     def waveform(self, sample_rate: int) -> Tensor:
-        """Play the clip, [samples] float32.
+        """Play the clip, [samples] float32, or [2, samples] with two channels.
 
         Args:
             sample_rate: Of the audio (Hz).
         """
-        return _instrument(*self.instrument, sample_rate).render(self.performance())
+        performance = self.performance()
+        audio = _instrument(self.instrument, sample_rate).render(performance)
+        if not self.instrument.ensemble:
+            return audio
+        # Some programs take long to fall silent, and clips would be mostly that.
+        return audio[..., : round((performance.end_sec + ENSEMBLE_TAIL_SEC) * sample_rate)]
 
 
 class Rendered(Corpus):
     """Pairs of notes and audio from MIDI files alone.
 
-    Drums and pitches beyond a piano's keys are left out; everything else is played by the one instrument.
+    Drums and pitches beyond a piano's keys are left out, and everything else is played by the one instrument, unless it
+    is an ensemble.
 
     Args:
         root: Folder of MIDI files, searched with its sub-folders.
         sound: Folder of the samples of the Salamander Grand Piano, or a SoundFont (.sf2, .sf3).
         layers: Velocity layers of the sampled piano, 1 (softest) to 16.
+        release: Whether keys of the sampled piano are heard going up; needs the samples piano-release.
+        resonance_db: Level of the string resonance of the sampled piano under the pedal (dB); null for none.
+        velocity_tracking: How much softer the sampled piano plays soft notes than they were recorded: 0 not at all,
+            0.73 as Salamander's own definition does.
+        channels: 1 for mono, 2 for stereo.
+        ensemble: Let a General MIDI SoundFont play every program and the drums. Patterns are then pieces for random
+            programs and drums, and a pedal is part of the lengths of notes.
+        arranged: Share of an ensemble's excerpts in which random programs take the place of those of the file.
         clips: Number of training clips.
         clip_seconds: Length of a training clip (seconds).
         patterns: Share of the training clips that are generated patterns.
+        exercises: Share of the patterns that are exercises: long decays, silence, strokes into sounding strings,
+            repetitions, and all velocities of a key.
         transpose: Most semitones up or down.
         tempo: Natural logarithm of the most that a clip is sped up or slowed down.
         velocity_scale: Least and most that velocities are multiplied by.
@@ -114,16 +169,24 @@ class Rendered(Corpus):
         weight: Share of this corpus when several are mixed, relative to the others.
     """
 
-    version: ClassVar[int] = 1
+    # Raised with whatever changes the sound of a clip, so also with the instruments and the patterns.
+    version: ClassVar[int] = 2
 
     def __init__(
         self,
         root: str,
         sound: str,
         layers: Sequence[int] = DEFAULT_LAYERS,
+        release: bool = True,
+        resonance_db: float | None = RESONANCE_DB,
+        velocity_tracking: float = 0.0,
+        channels: Literal[1, 2] = 1,
+        ensemble: bool = False,
+        arranged: float = 0.5,
         clips: int = 360,
         clip_seconds: float = 30.0,
         patterns: float = 0.35,
+        exercises: float = 0.0,
         transpose: int = 8,
         tempo: float = 0.3,
         velocity_scale: tuple[float, float] = (0.6, 1.4),
@@ -138,13 +201,24 @@ class Rendered(Corpus):
         weight: float = 1.0,
     ):
         super().__init__(root, weight)
-        self.instrument = (str(Path(sound).expanduser().resolve()), tuple(layers))
-        if not Path(self.instrument[0]).exists():
+        path = str(Path(sound).expanduser().resolve())
+        self.instrument = Sound(path, tuple(layers), release, resonance_db, channels, velocity_tracking, ensemble)
+        if not Path(path).exists():
             raise DataError(f"rendered: sound: no such file or folder: {sound}")
+        if ensemble and not Path(path).is_file():
+            raise DataError(f"rendered: an ensemble is played by a SoundFont (.sf2, .sf3); sound is the folder {sound}")
         self.clips = clips
         self.patterns = patterns
         self.variation = Variation(
-            clip_seconds, transpose, tempo, tuple(velocity_scale), velocity_shift, pedal_removed, pedal_added
+            clip_seconds,
+            transpose,
+            tempo,
+            tuple(velocity_scale),
+            velocity_shift,
+            pedal_removed,
+            0.0 if ensemble else pedal_added,
+            exercises,
+            arranged if ensemble else 0.0,
         )
         self.held_out: dict[Split, Sequence[str]] = {"test": test_pieces, "validation": validation_pieces}
         self.piece_pattern = piece_pattern
@@ -171,7 +245,7 @@ class Rendered(Corpus):
         if not pieces and self.patterns < 1:
             raise DataError(f"rendered: no MIDI file with notes is left for training in {self.root}")
         names = list(pieces)
-        lengths = [max(_playable(file).end_sec for file in pieces[name]) for name in names]
+        lengths = [max(_playable(file, self.instrument.ensemble).end_sec for file in pieces[name]) for name in names]
         chances = np.sqrt(lengths) / np.sqrt(lengths).sum()
         records = []
         for index in range(self.clips):
@@ -192,7 +266,7 @@ class Rendered(Corpus):
             raise DataError(f"rendered: no MIDI file in {self.root}")
         pieces: dict[str, list[Path]] = {}
         for file in files:
-            if _has_notes(file):
+            if _has_notes(file, self.instrument.ensemble):
                 pieces.setdefault(piece_of(file.stem, self.piece_pattern), []).append(file)
         return pieces
 
@@ -228,11 +302,11 @@ def vary(performance: Performance, variation: Variation, generator: np.random.Ge
     notes["duration_sec"] = np.minimum(notes["duration_sec"] * stretch, variation.clip_seconds - notes["onset_sec"])
     shift = generator.integers(-variation.transpose, variation.transpose + 1)
     pitch = notes["pitch"] + shift
-    notes["pitch"] = np.where((pitch >= LOWEST_KEY) & (pitch < LOWEST_KEY + KEYS), pitch, notes["pitch"])
+    movable = (pitch >= LOWEST_KEY) & (pitch < LOWEST_KEY + KEYS) & ~is_drum(notes)
+    notes["pitch"] = np.where(movable, pitch, notes["pitch"])
     scale = generator.uniform(*variation.velocity_scale)
     offset = generator.uniform(-variation.velocity_shift, variation.velocity_shift)
     notes["velocity"] = np.clip(np.rint(notes["velocity"] * scale + offset), 1, 127)
-    notes["channel"] = notes["program"] = 0
     return from_seconds(notes, _varied_pedal(performance, start, length, stretch, variation, generator))
 
 
@@ -265,25 +339,40 @@ def without_lead(performance: Performance) -> Performance:
     notes = performance.notes.copy()
     notes["onset_sec"] -= start
     pedal = performance.controls[performance.controls["number"] == SUSTAIN]
-    notes["channel"] = notes["program"] = 0
     return from_seconds(notes, [(max(float(row["time_sec"]) - start, 0.0), int(row["value"])) for row in pedal])
 
 
 @lru_cache(maxsize=256)
-def _playable(path: Path) -> Performance:
+def _playable(path: Path, ensemble: bool) -> Performance:
     performance = read_midi(path)
+    if ensemble:
+        # Channels have pedals of their own, which clips do not.
+        return Performance(notes=extend_by_pedal(performance).notes)
     pitch = performance.notes["pitch"]
     playable = ~is_drum(performance.notes) & (pitch >= LOWEST_KEY) & (pitch < LOWEST_KEY + KEYS)
-    return performance.with_notes(performance.notes[playable])
+    notes = performance.notes[playable]
+    notes["channel"] = notes["program"] = 0
+    return performance.with_notes(notes)
 
 
-def _has_notes(path: Path) -> bool:
+def _has_notes(path: Path, ensemble: bool) -> bool:
     try:
-        return len(_playable(path).notes) > 0
+        return len(_playable(path, ensemble).notes) > 0
     except MidiError:
         return False
 
 
 @lru_cache(maxsize=2)
-def _instrument(path: str | os.PathLike[str], layers: tuple[int, ...], sample_rate: int) -> Instrument:
-    return open_instrument(path, sample_rate, layers, cache_folder() / "instruments")
+def _instrument(sound: Sound, sample_rate: int) -> Instrument:
+    if sound.ensemble:
+        return SoundFontPiano(sound.path, sample_rate, ENSEMBLE_GAIN, sound.channels)
+    return open_instrument(
+        sound.path,
+        sample_rate,
+        sound.layers,
+        cache_folder() / "instruments",
+        release=sound.release,
+        resonance_db=sound.resonance_db,
+        velocity_tracking=sound.velocity_tracking,
+        channels=sound.channels,
+    )

@@ -5,15 +5,11 @@ Both take a performance as it was played and apply its pedal themselves.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import re
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -22,31 +18,20 @@ import torch
 from torch import Tensor
 
 from midisynth.audio.io import load_audio
-from midisynth.datasets.files import replacing, usable_cores
-from midisynth.errors import AudioError, DataError
+from midisynth.datasets.piano_bank import KEYS, LOWEST_KEY, NOTE_SEC, find_layer, find_releases, open_bank
+from midisynth.datasets.resonance import StringResonance
+from midisynth.errors import DataError
 from midisynth.music.midi import write_midi
 from midisynth.music.notes import Performance, is_drum
-from midisynth.music.pedal import extend_by_pedal
-
-LOWEST_KEY, KEYS = 21, 88
-_KEY_RANGE = range(LOWEST_KEY, LOWEST_KEY + KEYS)
+from midisynth.music.pedal import extend_by_pedal, pedal_stretches
 
 #: Recorded velocity layers of the Salamander Grand Piano; layer i stands for velocity 8 i.
 LAYERS = 16
 #: Six layers of the sixteen: small to download, and close enough that their borders are not heard.
 DEFAULT_LAYERS = (2, 4, 7, 10, 13, 15)
 
-#: Notes that ring longer end here (seconds); few keys are still audible then.
-NOTE_SEC = 10.0
-#: Time from key-up to 60 dB less (seconds), below middle C and from there on: dampers stop short strings sooner.
-RELEASE_SEC = (0.35, 0.25)
 #: Leaves room for about ten loud notes at once.
 GAIN = 0.5
-
-#: A note starts where it first passes this share of its attack's peak, less `LEAD_SEC`.
-ONSET_SHARE = 0.03
-LEAD_SEC = 0.002
-ATTACK_SEC = 0.3
 #: Loudness of a note is measured over this stretch from its start (seconds).
 LOUDNESS_SEC = 0.5
 #: Every layer is at least so much louder than the one below (dB), whatever was recorded.
@@ -54,10 +39,28 @@ LAYER_STEP_DB = 0.5
 #: Below the softest layer, amplitude goes with velocity to this power.
 SOFT_EXPONENT = 1.2
 
-_PITCH_CLASSES = {"C": 0, "C#": 1, "D": 2, "D#": 3, "E": 4, "F": 5, "F#": 6, "G": 7, "G#": 8, "A": 9, "A#": 10, "B": 11}
-_SAMPLE_NAME = re.compile(r"([A-G]#?)(\d)v(\d+)\.ogg")
-# Raised when the stored form or the processing of samples changes.
-_BANK_VERSION = 1
+#: F6: the strings above have no dampers, and ring on when the key goes up.
+LAST_DAMPED_KEY = 89
+#: Seconds from key-up to 60 dB less at some keys, by interpolation at the others: dampers stop short strings sooner.
+DAMPING_KEYS, DAMPING_SEC = (21, 40, 60, 89), (0.8, 0.45, 0.28, 0.18)
+#: This share of a damped note is in modes that the felt hardly touches; they take so many times longer.
+DAMPING_REST, DAMPING_REST_TIMES = 0.03, 3.0
+#: A hammer that strikes a sounding string takes away what sounded: seconds to 60 dB less.
+RESTRIKE_SEC = 0.1
+#: Silence after the end of the last note, at least (seconds).
+TAIL_SEC = 0.35
+
+#: Level of the noise of a key that goes up, after a stroke of velocity 127 (dB, where recorded notes are at 0).
+#: Salamander's own definition says -37; 3 dB more can be heard between notes without drawing attention.
+RELEASE_DB = -34.0
+#: It goes with the velocity of the stroke to this power, and falls with the time since (dB per second, at most dB).
+RELEASE_EXPONENT = 0.5
+RELEASE_DECAY_DB, RELEASE_DECAY_MOST_DB = 2.0, 10.0
+#: String resonance relative to what is played, see `StringResonance` (dB).
+RESONANCE_DB = -36.0
+
+# Events at one moment differ by the last bits of a float (seconds).
+_SAME_MOMENT = 1e-6
 
 
 class Instrument(Protocol):
@@ -66,7 +69,11 @@ class Instrument(Protocol):
     sample_rate: int
 
     def render(self, performance: Performance) -> Tensor:
-        """Play a performance, pedal and all; mono, [samples] float32, from time 0 until the last note has faded."""
+        """Play a performance, pedal and all, from time 0 until the last note has faded.
+
+        Returns:
+            [samples] float32, or [2, samples] by an instrument that was opened with two channels.
+        """
         ...
 
 
@@ -75,6 +82,11 @@ def open_instrument(
     sample_rate: int,
     layers: Sequence[int] = DEFAULT_LAYERS,
     cache_dir: str | os.PathLike[str] | None = None,
+    *,
+    release: bool = True,
+    resonance_db: float | None = RESONANCE_DB,
+    velocity_tracking: float = 0.0,
+    channels: int = 1,
 ) -> Instrument:
     """A SoundFont for a file, a sampled piano for a folder.
 
@@ -83,13 +95,28 @@ def open_instrument(
         sample_rate: Of the audio (Hz).
         layers: Velocity layers of the sampled piano.
         cache_dir: Where the sampled piano keeps its processed notes; None keeps them in memory.
+        release: Whether keys of the sampled piano are heard going up.
+        resonance_db: Level of the string resonance of the sampled piano (dB); None for none.
+        velocity_tracking: How much softer the sampled piano plays soft notes than they were recorded (0 to 1).
+        channels: 1 or 2.
 
     Raises:
         DataError: There is no such file or folder, or something is missing in it.
     """
+    if channels not in (1, 2):
+        raise DataError(f"channels of an instrument are 1 or 2, not {channels}")
     if Path(path).suffix.lower() in (".sf2", ".sf3"):
-        return SoundFontPiano(path, sample_rate)
-    return SampledPiano(path, layers, sample_rate, cache_dir)
+        return SoundFontPiano(path, sample_rate, channels=channels)
+    return SampledPiano(
+        path,
+        layers,
+        sample_rate,
+        cache_dir,
+        release=release,
+        resonance_db=resonance_db,
+        velocity_tracking=velocity_tracking,
+        channels=channels,
+    )
 
 
 class SampledPiano:
@@ -97,16 +124,27 @@ class SampledPiano:
 
     Thirty keys of each velocity layer were recorded; the others are their neighbours, moved by a semitone. Each
     velocity plays its nearest layer at a level interpolated between the layers, so that loudness rises with velocity
-    throughout. A note fades when key and pedal are up; a key struck again stops its earlier note.
+    throughout.
+
+    A note is damped when key and pedal are up, except above F6, where a piano has no dampers. A key that goes up while
+    the pedal is up makes its recorded noise; under the pedal the dampers stay away from the strings, and what is left
+    of the noise is not worth playing. A key struck again fades its earlier note out quickly. While the pedal is down
+    the other strings resonate. A pedal is up or down, by the rule of `extend_by_pedal`: half-pedalling is not played.
 
     Args:
-        root: Folder with piano-velocity*/audio/*.ogg somewhere below it.
+        root: Folder with piano-velocity*/audio/*.ogg and piano-release/audio/*.ogg somewhere below it.
         layers: Velocity layers to use, 1 (softest) to 16.
         sample_rate: Of the audio (Hz).
         cache_dir: Folder for the processed notes, which processes then share; None keeps them in memory.
+        release: Whether keys are heard going up.
+        resonance_db: Level of the string resonance, see `StringResonance` (dB); None for none.
+        velocity_tracking: Amplitude at the lowest velocities falls to 1 minus this share of that at the highest, with
+            the square of the velocity between, on top of what was recorded: opcode `amp_veltrack` of the SFZ format,
+            0.73 in Salamander's own definition. 0 keeps the recorded levels.
+        channels: 2 for the recorded stereo, 1 for the mean of its channels.
 
     Raises:
-        DataError: A layer is missing or incomplete; says how to get it.
+        DataError: A layer, or the releases, are missing or incomplete; says how to get them.
     """
 
     def __init__(
@@ -115,59 +153,113 @@ class SampledPiano:
         layers: Sequence[int] = DEFAULT_LAYERS,
         sample_rate: int = 16000,
         cache_dir: str | os.PathLike[str] | None = None,
+        *,
+        release: bool = True,
+        resonance_db: float | None = RESONANCE_DB,
+        velocity_tracking: float = 0.0,
+        channels: int = 1,
     ):
         self.root = Path(root).expanduser()
         self.layers = tuple(sorted(set(layers)))
         self.sample_rate = sample_rate
+        self.channels = channels
+        self.release = release
         if not self.layers or not set(self.layers) <= set(range(1, LAYERS + 1)):
             raise DataError(f"layers of a sampled piano are 1 to {LAYERS}, not {list(layers)}")
-        files = {layer: find_layer(self.root, layer) for layer in self.layers}
-        if cache_dir is None:
-            self._samples, self._offsets = _build_bank(files, sample_rate)
-        else:
-            self._samples, self._offsets = _cached_bank(files, sample_rate, Path(cache_dir))
+        if not 0 <= velocity_tracking <= 1:
+            raise DataError(f"velocity_tracking of a sampled piano is from 0 to 1, not {velocity_tracking}")
+        files = [find_layer(self.root, layer) for layer in self.layers]
+        releases = find_releases(self.root) if release else None
+        self._bank = open_bank(files, releases, sample_rate, channels, None if cache_dir is None else Path(cache_dir))
+        self._tracking = 1 - velocity_tracking * (1 - np.square(np.arange(128) / 127))
         self._layer_of_velocity, self._gains = self._loudness_law()
+        self._resonance = None if resonance_db is None else StringResonance(self._bank, sample_rate, resonance_db)
+        seconds = np.exp(np.interp(np.arange(LOWEST_KEY, LOWEST_KEY + KEYS), DAMPING_KEYS, np.log(DAMPING_SEC)))
+        self._damping = [self._damped(length) for length in seconds.tolist()]
+        self._restrike = _decay(RESTRIKE_SEC, round(RESTRIKE_SEC * sample_rate), sample_rate).astype(np.float32)
 
     def note(self, key: int, velocity: int) -> np.ndarray:
-        """The sound of a held key at full length, [samples] float32.
+        """The sound of a held key at full length, float32 [samples], or [2, samples] with two channels.
 
         Args:
             key: MIDI key number, 21 to 108.
             velocity: 1 to 127.
         """
-        key -= LOWEST_KEY
-        return self._sample(self._layer_of_velocity[velocity], key) * self._gains[velocity, key]
+        sound = self._stroke(key, velocity)
+        return sound[0] if self.channels == 1 else sound
 
     def render(self, performance: Performance) -> Tensor:
         """Play a performance; see `Instrument.render`. Drums and keys that a piano lacks are left out."""
         notes = extend_by_pedal(performance).notes
         notes = notes[~is_drum(notes) & (notes["pitch"] >= LOWEST_KEY) & (notes["pitch"] < LOWEST_KEY + KEYS)]
-        onsets = np.rint(notes["onset_sec"] * self.sample_rate).astype(np.int64)
-        ends = np.rint((notes["onset_sec"] + notes["duration_sec"]) * self.sample_rate).astype(np.int64)
-        releases = [self._release(sec) for sec in RELEASE_SEC]
-        audio = np.zeros(int(ends.max(initial=0)) + max(map(len, releases)), np.float32)
-        for onset, held, pitch, velocity in zip(
-            onsets.tolist(), (ends - onsets).tolist(), notes["pitch"].tolist(), notes["velocity"].tolist(), strict=True
-        ):
-            release = releases[pitch >= 60]
-            sound = self.note(pitch, velocity)[: held + len(release)]
-            fading = sound[held:]
-            fading *= release[: len(fading)]
-            audio[onset : onset + len(sound)] += sound
-        return torch.from_numpy(audio)
+        pedals = pedal_stretches(performance)
+        key_up = notes["onset_sec"] + notes["duration_sec"]
+        ends, restruck, noisy = _endings(notes, pedals)
+        played = float(key_up.max(initial=0))
+        # Undamped strings ring as long as they were recorded, and the lowest damper takes longest.
+        room = max(float(ends.max(initial=0)) + max(map(len, self._damping)) / self.sample_rate, played + TAIL_SEC)
+        audio = np.zeros((self.channels, round(room * self.sample_rate) + 1), np.float32)
+        last = round((played + TAIL_SEC) * self.sample_rate)
+        columns = (notes["onset_sec"], ends, notes["pitch"], notes["velocity"], restruck)
+        for row in zip(*(column.tolist() for column in columns), strict=True):
+            last = max(last, self._add_note(audio, *row))
+        if self.release:
+            columns = (notes["onset_sec"], key_up, notes["pitch"], notes["velocity"])
+            for row in zip(*(column[noisy].tolist() for column in columns), strict=True):
+                last = max(last, self._add_release(audio, *row))
+        audio = audio[:, :last]
+        if self._resonance is not None:
+            self._resonance.add(audio, _united(pedals, self.sample_rate))
+        return torch.from_numpy(audio[0] if self.channels == 1 else audio)
 
-    def _release(self, seconds: float) -> np.ndarray:
-        samples = round(seconds * self.sample_rate)
-        return np.power(10.0, -3.0 * np.arange(samples) / samples).astype(np.float32)
+    def _stroke(self, pitch: int, velocity: int, samples: int | None = None) -> np.ndarray:
+        """The first samples of the sound of a held key, [channels, samples] float32."""
+        layer, key = self._layer_of_velocity[velocity], pitch - LOWEST_KEY
+        return self._bank.sound(layer, key, samples) * (self._bank.scales[layer, key] * self._gains[velocity, key])
 
-    def _sample(self, layer: int, key: int) -> np.ndarray:
-        return self._samples[self._offsets[layer, key] : self._offsets[layer, key + 1]]
+    def _add_note(self, audio: np.ndarray, onset: float, end: float, pitch: int, velocity: int, again: bool) -> int:
+        """Play a note from `onset` to `end` (seconds), then damp it, or fade it out if its key is struck again.
+
+        Returns:
+            Where its sound ends (samples).
+        """
+        start = round(onset * self.sample_rate)
+        held = round(end * self.sample_rate) - start
+        fade = self._restrike if again else self._damping[pitch - LOWEST_KEY]
+        sound = self._stroke(pitch, velocity, held + len(fade))
+        sound[:, held:] *= fade[: max(sound.shape[1] - held, 0)]
+        audio[:, start : start + sound.shape[1]] += sound
+        return start + sound.shape[1]
+
+    def _add_release(self, audio: np.ndarray, onset: float, end: float, pitch: int, velocity: int) -> int:
+        """Play the noise of a key that goes up at `end` (seconds).
+
+        Returns:
+            Where its sound ends (samples).
+        """
+        level_db = RELEASE_DB - min(RELEASE_DECAY_DB * (end - onset), RELEASE_DECAY_MOST_DB)
+        gain = GAIN * 10 ** (level_db / 20) * (velocity / 127) ** RELEASE_EXPONENT * self._tracking[velocity]
+        start = round(end * self.sample_rate)
+        sound = self._bank.recorded(len(self.layers), pitch - LOWEST_KEY, audio.shape[1] - start) * np.float32(gain)
+        audio[:, start : start + sound.shape[1]] += sound
+        return start + sound.shape[1]
+
+    def _damped(self, seconds: float) -> np.ndarray:
+        """Amplitude under a damper that takes so long for 60 dB, [samples] float32."""
+        samples = round(1.5 * seconds * self.sample_rate)
+        fade = (1 - DAMPING_REST) * _decay(seconds, samples, self.sample_rate)
+        fade += DAMPING_REST * _decay(DAMPING_REST_TIMES * seconds, samples, self.sample_rate)
+        silent = samples // 4
+        fade[-silent:] *= np.linspace(1, 0, silent)
+        return fade.astype(np.float32)
 
     def _loudness_law(self) -> tuple[list[int], np.ndarray]:
         """Index of the layer for each velocity, and the gain of each velocity and key, [128, 88]."""
         head = round(LOUDNESS_SEC * self.sample_rate)
         layers, keys = range(len(self.layers)), range(KEYS)
-        power = [[np.mean(np.square(self._sample(layer, key)[:head])) for key in keys] for layer in layers]
+        power = [
+            [np.mean(np.square(self._bank.recorded(layer, key, head).mean(axis=0))) for key in keys] for layer in layers
+        ]
         recorded_db = 10 * np.log10(np.array(power))
         wanted_db = recorded_db.copy()
         for layer in range(1, len(self.layers)):
@@ -179,120 +271,51 @@ class SampledPiano:
         nearest = np.abs(log_velocity[:, None] - nodes).argmin(axis=1)
         target_db = np.stack([np.interp(log_velocity, nodes, wanted_db[:, key]) for key in keys], axis=1)
         target_db += (below + above)[:, None]
-        return nearest.tolist(), (GAIN * 10 ** ((target_db - recorded_db[nearest]) / 20)).astype(np.float32)
+        gains = GAIN * self._tracking[:, None] * 10 ** ((target_db - recorded_db[nearest]) / 20)
+        return nearest.tolist(), gains.astype(np.float32)
 
 
-def find_layer(root: Path, layer: int) -> dict[int, Path]:
-    """Files of a velocity layer by MIDI key.
-
-    Raises:
-        DataError: The layer is not below `root`.
-    """
-    folders = sorted(root.rglob(f"piano-velocity{layer}/audio")) if root.is_dir() else []
-    if not folders:
-        raise DataError(
-            f"{root}: no folder piano-velocity{layer}/audio below it; fetch the samples with "
-            f"`npm install --prefix {root} @audio-samples/piano-velocity{layer}`"
-        )
-    found = {}
-    for file in folders[0].iterdir():
-        match = _SAMPLE_NAME.fullmatch(file.name)
-        if match:
-            found[_PITCH_CLASSES[match[1]] + 12 * (int(match[2]) + 1)] = file
-    gaps = [key for key in _KEY_RANGE if all(abs(key - other) > 1 for other in found)]
-    if gaps:
-        raise DataError(f"{folders[0]}: no sample within a semitone of key {gaps[0]}; fetch this layer again")
-    return found
-
-
-def _cached_bank(files: dict[int, dict[int, Path]], sample_rate: int, cache_dir: Path) -> tuple[np.ndarray, np.ndarray]:
-    stats = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for keys in files.values() for f in keys.values()]
-    description = [_BANK_VERSION, sample_rate, NOTE_SEC, ONSET_SHARE, LEAD_SEC, ATTACK_SEC, sorted(stats)]
-    digest = hashlib.sha256(json.dumps(description).encode()).hexdigest()[:16]
-    samples, offsets = cache_dir / f"piano-{digest}.npy", cache_dir / f"piano-{digest}-offsets.npy"
-    if not (samples.exists() and offsets.exists()):
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        for path, array in zip((samples, offsets), _build_bank(files, sample_rate), strict=True):
-            with replacing(path) as file:
-                np.save(file, array)
-    return np.load(samples, mmap_mode="r"), np.load(offsets)
-
-
-def _build_bank(files: dict[int, dict[int, Path]], sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
-    """Decode all samples and make all keys of them.
-
-    Returns:
-        All notes in a row, [samples] float32, and where they start and end, [layers, keys + 1].
-    """
-    jobs = []
-    for keys in files.values():
-        sources = np.array(sorted(keys))
-        source_of = {key: int(sources[np.abs(sources - key).argmin()]) for key in _KEY_RANGE}
-        for source in sources.tolist():
-            jobs.append((keys[source], {key: key - source for key in _KEY_RANGE if source_of[key] == source}))
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        made = pool.map(lambda job: _transpose(*job, sample_rate), jobs)
-        # Recordings come in order of layer and key, and so do the keys that are made of each.
-        notes = [note for group in made for note in group.values()]
-    ends = np.cumsum([len(note) for note in notes]).reshape(len(files), KEYS)
-    starts = ends - np.array([len(note) for note in notes]).reshape(ends.shape)
-    return np.concatenate(notes), np.concatenate([starts[:, :1], ends], axis=1)
-
-
-def _transpose(path: Path, shifts: dict[int, int], sample_rate: int) -> dict[int, np.ndarray]:
-    """Make notes of one recording: mono, resampled, and without the silence before the stroke.
-
-    Resampling is done in the frequency domain, where any ratio is exact and costs one inverse transform.
+def _endings(notes: np.ndarray, pedals: dict[int, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What ends notes whose pedal has been applied.
 
     Args:
-        path: The recording.
-        shifts: Semitones to move by, for each MIDI key to make.
-        sample_rate: Of the notes (Hz).
+        notes: [notes] of `NOTE_DTYPE`, of the keys of a piano.
+        pedals: Stretches of pedal (seconds) by channel, see `pedal_stretches`.
+
+    Returns:
+        When each note begins to fade (seconds), whether it does so because its key is struck again, and whether the key
+        is heard going up; each [notes].
     """
-    audio, rate = _read_mono(path)
-    # Zeros at the end keep what the filter smears over the end off the start.
-    padded = torch.nn.functional.pad(audio, (0, rate // 5))
-    spectrum = torch.fft.rfft(padded)
-    frequencies = torch.arange(len(spectrum)) * (rate / len(padded))
-    made = {}
-    for key, semitones in shifts.items():
-        speed = 2 ** (semitones / 12)
-        samples = round(len(padded) * sample_rate / (rate * speed))
-        # A raised cosine from 95 % of the usable band to its end: a sharper edge would ring.
-        edge = min(rate, sample_rate / speed) / 2
-        gain = 0.5 + 0.5 * torch.cos(torch.pi * ((frequencies / edge - 0.95) / 0.05).clamp(0, 1))
-        filtered = (spectrum * gain)[: samples // 2 + 1]
-        note = torch.fft.irfft(filtered, n=samples) * (samples / len(padded))
-        made[key] = _trim(note.numpy().astype(np.float32), sample_rate)
-    return made
+    onset, end = notes["onset_sec"], notes["onset_sec"] + notes["duration_sec"]
+    order = np.lexsort((onset, notes["pitch"], notes["channel"]))
+    key = (notes["channel"] * 128 + notes["pitch"])[order]
+    following = np.full(len(notes), np.inf)
+    following[order[:-1]] = np.where(key[1:] == key[:-1], onset[order][1:], np.inf)
+    undamped = notes["pitch"] > LAST_DAMPED_KEY
+    restruck = following <= end + _SAME_MOMENT
+    by_pedal = np.zeros(len(notes), bool)
+    for channel, stretches in pedals.items():
+        own = notes["channel"] == channel
+        by_pedal[own] = (np.abs(end[own, None] - stretches[:, 1]) < _SAME_MOMENT).any(axis=1)
+    ends = np.where(undamped, np.minimum(following, onset + NOTE_SEC), end)
+    return ends, restruck | (undamped & np.isfinite(following)), ~restruck & ~by_pedal
 
 
-def _read_mono(path: Path) -> tuple[Tensor, int]:
-    """Mean of the channels, [samples], as long as a transposed note may need, and the rate of the file (Hz)."""
-    import soundfile
-
-    try:
-        with soundfile.SoundFile(path) as file:
-            rate = file.samplerate
-            # A semitone up plays 6 % faster; the stroke itself may come late.
-            audio = file.read(round((NOTE_SEC + ATTACK_SEC) * 1.06 * rate), dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise AudioError(path, f"cannot be decoded ({error}); fetch the samples again") from error
-    return torch.from_numpy(audio.mean(axis=1)), rate
+def _decay(seconds: float, samples: int, sample_rate: int) -> np.ndarray:
+    """Amplitude that loses 60 dB in so many seconds, [samples]."""
+    return np.power(10.0, -3.0 * np.arange(samples) / (seconds * sample_rate))
 
 
-def _trim(note: np.ndarray, sample_rate: int) -> np.ndarray:
-    """Cut the lead-in, or the onset would be late by a time that differs from key to key; fade both ends."""
-    loud = np.abs(note)
-    peak = loud[: round(ATTACK_SEC * sample_rate)].max()
-    lead = round(LEAD_SEC * sample_rate)
-    start = max(int(np.argmax(loud > ONSET_SHARE * peak)) - lead, 0)
-    note = note[start : start + round(NOTE_SEC * sample_rate)].copy()
-    note[:lead] *= np.linspace(0, 1, lead, dtype=np.float32)
-    audible = np.flatnonzero(np.abs(note) > 1e-4 * peak)[-1] + 1
-    fade = min(round(0.05 * sample_rate), audible)
-    note[audible - fade : audible] *= np.linspace(1, 0, fade, dtype=np.float32)
-    return note[:audible]
+def _united(pedals: dict[int, np.ndarray], sample_rate: int) -> np.ndarray:
+    """Stretches in which the pedal of any channel is down, for the strings are the same, [stretches, 2] samples."""
+    stretches = np.concatenate([np.zeros((0, 2)), *pedals.values()])
+    united: list[list[int]] = []
+    for start, end in np.rint(stretches[stretches[:, 0].argsort()] * sample_rate).astype(int).tolist():
+        if united and start <= united[-1][1]:
+            united[-1][1] = max(united[-1][1], end)
+        else:
+            united.append([start, end])
+    return np.array(united, np.int64).reshape(-1, 2)
 
 
 class SoundFontPiano:
@@ -302,6 +325,7 @@ class SoundFontPiano:
         path: A .sf2 or .sf3 file.
         sample_rate: Of the audio (Hz).
         gain: Of the synthesizer.
+        channels: 2 for stereo, 1 for the mean of its channels.
 
     Raises:
         DataError: The file or the program is missing.
@@ -310,10 +334,11 @@ class SoundFontPiano:
     #: Rendered at this rate and resampled: at low rates the synthesizer aliases (Hz).
     RENDER_RATE = 44100
 
-    def __init__(self, path: str | os.PathLike[str], sample_rate: int = 16000, gain: float = 0.6):
+    def __init__(self, path: str | os.PathLike[str], sample_rate: int = 16000, gain: float = 0.6, channels: int = 1):
         self.path = Path(path).expanduser()
         self.sample_rate = sample_rate
         self.gain = gain
+        self.channels = channels
         if not self.path.is_file():
             raise DataError(f"{self.path}: no such SoundFont")
         program = shutil.which("fluidsynth")
@@ -337,4 +362,5 @@ class SoundFontPiano:
             complaints = [line for line in done.stderr.splitlines() if "error" in line.lower()]
             if done.returncode != 0 or complaints:
                 raise DataError(f"{self.path}: fluidsynth failed: {complaints[0] if complaints else done.returncode}")
-            return load_audio(wav, self.sample_rate).mean(dim=0)
+            audio = load_audio(wav, self.sample_rate)
+            return audio.mean(dim=0) if self.channels == 1 else audio

@@ -132,3 +132,25 @@ def _walk(
     last = len(moments) - 1
     enders.update((note, last) for held in sounding.values() for waiting in held.values() for note in waiting)
     return enders, dropped
+
+
+def pedal_stretches(performance: Performance, threshold: int = 64) -> dict[int, np.ndarray]:
+    """When the sustain pedal is down, by the rule of `extend_by_pedal`.
+
+    Args:
+        performance: Notes as they were played, with their controllers.
+        threshold: Pedal values from here on are down (0 to 127).
+
+    Returns:
+        Channel to the times at which its pedal goes down and up again (seconds), [stretches, 2]. A pedal that is never
+        released goes up with the last event.
+    """
+    pedals = performance.controls[performance.controls["number"] == SUSTAIN]
+    stretches = {}
+    for channel in np.unique(pedals["channel"]).tolist():
+        own = pedals[pedals["channel"] == channel]
+        down = own["value"] >= threshold
+        change = np.diff(np.concatenate([[False], down, [False]]).astype(int))
+        times = np.append(own["time_sec"], max(performance.end_sec, float(own["time_sec"][-1])))
+        stretches[channel] = np.stack([times[change > 0], times[change < 0]], axis=1)
+    return stretches

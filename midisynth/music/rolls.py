@@ -16,8 +16,8 @@ TABLE_COLUMNS = ("onset_sec", "end_sec", "key", "velocity")
 #: Keys of a piano and the MIDI number of the lowest.
 KEYS, LOWEST_KEY = 88, 21
 
-#: Notes still matter this long after their end (seconds): the release that a note roll fades over.
-RELEASE_SEC = 0.5
+#: Notes still matter this long after their end (seconds): the highest strings of a piano have no dampers.
+RELEASE_SEC = 2.0
 
 
 def piano_keys(pitch: np.ndarray) -> np.ndarray:

@@ -11,11 +11,12 @@ import soundfile
 RATE = 48000
 NOTES = {"C": 0, "D#": 3, "F#": 6, "A": 9}
 LEVELS = {4: 0.05, 8: 0.15, 12: 0.45}  # layer -> amplitude
+RELEASE_HZ = 100
 DELAY_SEC = {4: 0.03, 8: 0.011, 12: 0.02}  # silence before the stroke
 
 
 def write_samples(root: Path) -> Path:
-    """Thirty keys from A0 to C8 in three layers: sines that fade with a time constant of 1 s."""
+    """Thirty keys from A0 to C8 in three layers, low keys to the left: sines that fade with a time constant of 1 s."""
     time = np.arange(round(1.5 * RATE)) / RATE
     for layer, level in LEVELS.items():
         folder = root / "node_modules" / "@audio-samples" / f"piano-velocity{layer}" / "audio"
@@ -30,10 +31,25 @@ def write_samples(root: Path) -> Path:
                     audio = np.concatenate([np.zeros(round(DELAY_SEC[layer] * RATE)), note])
                     path = folder / f"{name}{octave}v{layer}.ogg"
                     # At lower quality the codec smears the stroke over the silence before it.
-                    soundfile.write(path, np.stack([audio, audio], axis=1), RATE, compression_level=0.0)
+                    # Low keys to the left, high ones to the right.
+                    right = (key - 21) / 87
+                    stereo = np.stack([audio * 2 * (1 - right), audio * 2 * right], axis=1)
+                    soundfile.write(path, stereo, RATE, compression_level=0.0)
+    return root
+
+
+def write_releases(root: Path) -> Path:
+    """A thump of 100 Hz for each key, 0.1 s after the recording begins."""
+    folder = root / "node_modules" / "@audio-samples" / "piano-release" / "audio"
+    folder.mkdir(parents=True)
+    time = np.arange(round(0.3 * RATE)) / RATE
+    thump = 0.5 * np.sin(2 * np.pi * RELEASE_HZ * time) * np.exp(-time / 0.05)
+    audio = np.concatenate([np.zeros(round(0.1 * RATE)), thump])
+    for number in range(1, 89):
+        soundfile.write(folder / f"rel{number}.ogg", np.stack([audio, audio], axis=1), RATE, compression_level=0.0)
     return root
 
 
 @pytest.fixture(scope="session")
 def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_samples(tmp_path_factory.mktemp("samples"))
+    return write_releases(write_samples(tmp_path_factory.mktemp("samples")))

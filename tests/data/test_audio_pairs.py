@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from midisynth.datasets.audio_pairs import ConsecutiveStretches, Part, RandomStretches, audio_pairs
+from midisynth.datasets.audio_pairs import ConsecutiveStretches, Part, RandomStretches, audio_pairs, corpus_shares
 from midisynth.datasets.cache import Prepared, prepare, prepared
 from midisynth.datasets.corpus import Record
 from midisynth.datasets.folder import Folder
@@ -92,6 +92,19 @@ def test_weights_share_the_corpora(tmp_path: Path):
         RandomStretches([*parts, Part("c", 1, [])], Codec(), HOP, 0)
 
 
+def test_sizes_share_the_corpora(tmp_path: Path):
+    parts = [
+        Part("a", 1, clicks(tmp_path, "a", [2.0], level=0.25)),
+        Part("b", 2, clicks(tmp_path, "b", [40.0, 24.0], level=0.75)),
+    ]
+    # 4 and 128 stretches: 32 times as many, which is 2 to the power of 5.
+    for temperature, ratio in ((0.0, 2.0), (0.4, 2 * 2**2), (1.0, 2 * 32)):
+        assert corpus_shares([1, 2], [4, 128], temperature) == pytest.approx([1 / (1 + ratio), ratio / (1 + ratio)])
+        dataset = audio_pairs(parts, Codec(), "train", align=HOP, temperature=temperature)
+        levels = np.array([float(dataset[number]["audio"].max()) for number in range(500)])
+        assert (levels < 0.5).mean() == pytest.approx(1 / (1 + ratio), abs=0.05)
+
+
 def test_a_number_is_an_example(tmp_path: Path):
     parts = [Part("a", 1, clicks(tmp_path, "a", [10.0, 4.0]))]
     one, same, other = (RandomStretches(parts, Codec(), HOP, seed) for seed in (0, 0, 1))
@@ -134,3 +147,31 @@ def test_pedal_is_applied_before_the_codec_sees_the_notes(tmp_path: Path):
     sounding = audio_pairs(parts, Durations(), "test")[0]["seconds"]
     as_played = audio_pairs(parts, Durations(), "test", apply_pedal=lambda p: p)[0]["seconds"]
     assert sounding > 1.1 * as_played
+
+
+class Sides(Clicks):
+    """Clicks on the left, and half as loud on the right."""
+
+    def waveform(self, sample_rate: int) -> torch.Tensor:
+        left = super().waveform(sample_rate)
+        return torch.stack([left, left / 2])
+
+
+def test_channels_are_those_that_are_asked_for(tmp_path: Path):
+    record = Sides("sides", "one", "one", "train", metadata={"seconds": 4.0, "level": 0.5})
+    prepare([record], tmp_path / "sides", RATE)
+    stereo, mono = prepared([record], tmp_path / "sides"), clicks(tmp_path, "mono", [4.0])
+    assert stereo[0].audio().shape == (4 * RATE, 2)
+    for split in ("train", "test"):
+        parts = [Part("sides", 1, stereo), Part("mono", 1, mono)]
+        both = audio_pairs(parts, Codec(), split, align=HOP, channels=2, context=HOP)
+        one = audio_pairs(parts, Codec(), split, align=HOP, context=HOP)
+        ratios = set()
+        for number in range(12):
+            example = both[number]
+            assert example["audio"].shape == (2, SEGMENT)
+            assert example["context_audio"].shape == (2, HOP)
+            assert torch.allclose(example["audio"].mean(dim=0), one[number]["audio"], atol=1e-4)
+            left, right = example["audio"].abs().amax(dim=1).tolist()
+            ratios.add(round(right / left, 2))
+        assert ratios == {0.5, 1.0}

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from midisynth.datasets.cache import corpus_folder, prepare, prepared
+from midisynth.datasets.corpus import Record
 from midisynth.datasets.folder import Folder
 from midisynth.datasets.progress import progress_report
 from midisynth.errors import DataError
@@ -136,17 +137,15 @@ def test_a_killed_run_leaves_nothing_half(workers: int, corpus: Path, tmp_path: 
     assert len(list(cache.iterdir())) == 24
 
 
-class Deadly:
+class Deadly(Record):
     """A record whose decoding takes its process along, as want of memory does."""
-
-    corpus, id, piece, split, midi, audio = "deadly", "poison", "p", "train", None, None
 
     def performance(self):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_killed_worker_is_named(corpus: Path, tmp_path: Path):
-    records = [*Folder(str(corpus)).records(), Deadly()]
+    records = [*Folder(str(corpus)).records(), Deadly("deadly", "poison", "p", "train")]
     started = time.monotonic()
     with pytest.raises(DataError, match=r"a worker was killed.*poison"):
         prepare(records, tmp_path / "cache", RATE, workers=2)
