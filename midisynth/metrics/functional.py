@@ -9,13 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from midisynth.audio.spectrum import FFT_SIZES, FLOOR_DB, convergence, log_spectrum, magnitude_spectrum
 from midisynth.errors import MidisynthError
-
-#: Sizes of the multi-resolution spectral distance (samples); hops are a quarter of them.
-FFT_SIZES = (256, 512, 1024, 2048, 4096)
-
-#: Spectra are cut off here, relative to a full-scale sine: what lies below is not heard.
-FLOOR_DB = -100.0
 
 
 @dataclass(frozen=True)
@@ -57,17 +52,13 @@ def note_score(reference: np.ndarray, estimate: np.ndarray, onset_tolerance: flo
     Raises:
         MidisynthError: mir_eval is not installed.
     """
-    try:
-        from mir_eval import transcription, transcription_velocity
-    except ImportError as error:
-        raise MidisynthError("note scores need mir_eval; install it with: pip install mir_eval") from error
+    matches = _matches(reference, estimate, onset_tolerance)
     if len(reference) == 0 or len(estimate) == 0:
         value = float(len(reference) == len(estimate))
         return NoteScore(value, value, value, value, value, float("nan"))
+    from mir_eval import transcription, transcription_velocity
+
     reference_notes, estimate_notes = _intervals_and_hertz(reference), _intervals_and_hertz(estimate)
-    matches = transcription.match_notes(
-        *reference_notes, *estimate_notes, onset_tolerance=onset_tolerance, offset_ratio=None
-    )
     precision, recall = len(matches) / len(estimate), len(matches) / len(reference)
     _, _, offset_f1, _ = transcription.precision_recall_f1_overlap(
         *reference_notes, *estimate_notes, onset_tolerance=onset_tolerance
@@ -91,6 +82,44 @@ def note_score(reference: np.ndarray, estimate: np.ndarray, onset_tolerance: flo
     )
 
 
+def false_onsets(reference: np.ndarray, estimate: np.ndarray, onset_tolerance: float = 0.05) -> tuple[int, int]:
+    """Notes that are heard although nobody struck them: how many while their key sounds, and how many others.
+
+    The first kind is what beating in a held note sounds like, the second is a wrong key.
+
+    Args:
+        reference: True notes, [notes] of `NOTE_DTYPE`; they last as long as they sound, pedal and all.
+        estimate: Notes that were heard, [notes] of `NOTE_DTYPE`.
+        onset_tolerance: How far onsets may be apart (seconds).
+
+    Raises:
+        MidisynthError: mir_eval is not installed.
+    """
+    right = [heard for _, heard in _matches(reference, estimate, onset_tolerance)]
+    wrong = np.delete(estimate, right)
+    onset, end = reference["onset_sec"], reference["onset_sec"] + reference["duration_sec"]
+    heard = wrong["onset_sec"][:, None]
+    sounding = (wrong["pitch"][:, None] == reference["pitch"]) & (heard > onset) & (heard < end)
+    again = int(sounding.any(axis=1).sum())
+    return again, len(wrong) - again
+
+
+def _matches(reference: np.ndarray, estimate: np.ndarray, onset_tolerance: float) -> list[tuple[int, int]]:
+    """Pairs of positions (reference, estimate) of notes with one pitch and close onsets, each note in one pair."""
+    try:
+        from mir_eval import transcription
+    except ImportError as error:
+        raise MidisynthError("note scores need mir_eval; install it with: pip install mir_eval") from error
+    if len(reference) == 0 or len(estimate) == 0:
+        return []
+    return transcription.match_notes(
+        *_intervals_and_hertz(reference),
+        *_intervals_and_hertz(estimate),
+        onset_tolerance=onset_tolerance,
+        offset_ratio=None,
+    )
+
+
 def _intervals_and_hertz(notes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     # mir_eval refuses notes of no length.
     end = notes["onset_sec"] + np.maximum(notes["duration_sec"], 1e-3)
@@ -106,20 +135,6 @@ def _correlation(first: np.ndarray, second: np.ndarray) -> float:
     if len(first) < 2 or first.min() == first.max() or second.min() == second.max():
         return float("nan")
     return float(np.corrcoef(first, second)[0, 1])
-
-
-def log_spectrum(audio: Tensor, n_fft: int, floor_db: float = FLOOR_DB) -> Tensor:
-    """Natural logarithm of the STFT magnitude, [..., samples] -> [..., bins, frames]; a full-scale sine peaks at 0.
-
-    Args:
-        audio: [..., samples].
-        n_fft: FFT size and length of the Hann window (samples); the hop is a quarter of it.
-        floor_db: Magnitudes below are raised to it (dB relative to a full-scale sine).
-    """
-    window = torch.hann_window(n_fft, device=audio.device, dtype=audio.dtype)
-    # Zeros rather than a reflection: it is defined for signals that are shorter than the window.
-    spectrum = torch.stft(audio, n_fft, n_fft // 4, window=window, pad_mode="constant", return_complex=True)
-    return (spectrum.abs() * (2 / window.sum())).clamp(min=10 ** (floor_db / 20)).log()
 
 
 def log_spectral_distance(
@@ -142,8 +157,7 @@ def log_spectral_distance(
 
 def spectral_convergence(audio: Tensor, reference: Tensor, n_fft: int = 2048) -> Tensor:
     """Norm of the difference of STFT magnitudes over the norm of the reference's, [..., samples] -> scalar."""
-    magnitude, wanted = log_spectrum(audio, n_fft).exp(), log_spectrum(reference, n_fft).exp()
-    return torch.linalg.vector_norm(magnitude - wanted) / torch.linalg.vector_norm(wanted)
+    return convergence(magnitude_spectrum(audio, n_fft), magnitude_spectrum(reference, n_fft))
 
 
 def mel_error(mel: Tensor, reference: Tensor) -> Tensor:
@@ -156,8 +170,73 @@ def mel_convergence(mel: Tensor, reference: Tensor) -> Tensor:
 
     Loud bins count, where `mel_error` gives every bin the same weight. Both are natural logarithms of magnitude.
     """
-    magnitude, wanted = mel.exp(), reference.exp()
-    return torch.linalg.vector_norm(magnitude - wanted) / torch.linalg.vector_norm(wanted)
+    return convergence(mel.exp(), reference.exp())
+
+
+def spectral_flux(log_spectrogram: Tensor, steps: Tensor | None = None) -> Tensor:
+    """Mean absolute change from frame to frame (nats), [frames, bins] -> scalar.
+
+    Compare with the flux of a recording of the same notes: less is smoothed beating, more is roughness. Clip both to
+    what is heard first, or the noise below decides.
+
+    Args:
+        log_spectrogram: [frames, bins].
+        steps: [frames - 1] bool, which steps between frames count, such as `held_steps`; None: all.
+    """
+    change = log_spectrogram.diff(dim=-2).abs()
+    return (change if steps is None else change[steps]).mean()
+
+
+def held_steps(notes: np.ndarray, frames: int, frame_sec: float) -> Tensor:
+    """Which steps between frames lie away from onsets, [frames - 1] bool: what changes there is the sound that is held.
+
+    Away is more than 60 ms before and 120 ms after an onset, which covers the window of a frame and the hammer.
+
+    Args:
+        notes: [notes] of `NOTE_DTYPE`.
+        frames: Number of frames.
+        frame_sec: Distance of frames (seconds).
+    """
+    time_sec = (np.arange(frames - 1) + 1) * frame_sec
+    since = time_sec[:, None] - notes["onset_sec"]
+    return torch.from_numpy(~((since > -0.06) & (since < 0.12)).any(axis=1))
+
+
+def chroma(audio: Tensor, sample_rate: int, floor_db: float = -60.0) -> Tensor:
+    """Share of the twelve pitch classes in each frame, [..., samples] -> [..., 12, frames], of Euclidean norm 1.
+
+    Magnitudes from 80 Hz, below which the analysis cannot tell semitones apart, to 4 kHz; frames of about a quarter of
+    a second, a quarter of that apart. A bin counts for the two nearest classes of the equal temperament at 440 Hz.
+
+    Args:
+        audio: [..., samples].
+        sample_rate: Of the audio (Hz).
+        floor_db: Frames whose chroma is below this level (dB relative to a full-scale sine) are zeros.
+    """
+    n_fft = 2 ** round(np.log2(sample_rate / 4))
+    frequency = torch.fft.rfftfreq(n_fft, 1 / sample_rate, dtype=torch.float64)
+    inside = (frequency >= 80) & (frequency <= 4000)
+    pitch = 69 + 12 * (frequency[inside] / 440).log2()
+    distance = (pitch - torch.arange(12)[:, None] + 6) % 12 - 6
+    weights = (1 - distance.abs()).clamp(min=0).to(audio)
+    energy = weights @ magnitude_spectrum(audio, n_fft)[..., inside.to(audio.device), :]
+    norm = torch.linalg.vector_norm(energy, dim=-2, keepdim=True)
+    return torch.where(norm < 10 ** (floor_db / 20), 0, energy / norm.clamp(min=1e-12))
+
+
+def chroma_error(audio: Tensor, reference: Tensor, sample_rate: int) -> Tensor:
+    """Mean over frames of 1 - cosine similarity of the chroma, [..., samples] -> scalar between 0 and 1.
+
+    Where both are silent the error of a frame is 0, where only one is it is 1.
+    """
+    heard, wanted = chroma(audio, sample_rate), chroma(reference, sample_rate)
+    both_silent = (heard.sum(dim=-2) == 0) & (wanted.sum(dim=-2) == 0)
+    return (1 - (heard * wanted).sum(dim=-2)).masked_fill(both_silent, 0).mean()
+
+
+def reconstruction_distance(embeddings: Tensor, reference: Tensor) -> Tensor:
+    """Mean over frames of the Euclidean distance of paired embeddings, [frames, dim] -> scalar."""
+    return torch.linalg.vector_norm(embeddings - reference, dim=-1).mean()
 
 
 def loudness_curve(audio: Tensor, sample_rate: int, frame_sec: float = 0.1, floor_db: float = -80.0) -> Tensor:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from midisynth.audio.spectrum import FFT_SIZES, FLOOR_DB
 from midisynth.metrics import functional
-from midisynth.metrics.functional import FFT_SIZES, FLOOR_DB, NoteScore
+from midisynth.metrics.functional import NoteScore
 
 
 class _Mean(Metric):
@@ -96,6 +97,36 @@ class MelConvergence(_Mean):
         """Args: mel, reference: [batch, frames, mels], or a sequence of [frames, mels]."""
         for one, wanted in zip(mel, reference, strict=True):
             self.add(functional.mel_convergence(one, wanted))
+
+
+class ChromaError(_Mean):
+    """Mean over items of `functional.chroma_error`.
+
+    Args:
+        sample_rate: Of the audio (Hz).
+    """
+
+    higher_is_better = False
+
+    def __init__(self, sample_rate: int = 16000):
+        super().__init__()
+        self.sample_rate = sample_rate
+
+    def update(self, audio: Iterable[Tensor] | Tensor, reference: Iterable[Tensor] | Tensor) -> None:
+        """Args: audio, reference: [batch, samples], or a sequence of [samples]."""
+        for one, wanted in zip(audio, reference, strict=True):
+            self.add(functional.chroma_error(one, wanted, self.sample_rate))
+
+
+class ReconstructionDistance(_Mean):
+    """Mean over items of `functional.reconstruction_distance`."""
+
+    higher_is_better = False
+
+    def update(self, embeddings: Iterable[Tensor] | Tensor, reference: Iterable[Tensor] | Tensor) -> None:
+        """Args: embeddings, reference: [batch, frames, dim], or a sequence of [frames, dim]."""
+        for one, wanted in zip(embeddings, reference, strict=True):
+            self.add(functional.reconstruction_distance(one, wanted))
 
 
 class LoudnessCorrelation(_Mean):

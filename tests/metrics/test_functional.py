@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from midisynth.audio.io import load_audio
+from midisynth.audio.spectrum import log_spectrum
 from midisynth.errors import MidisynthError
 from midisynth.metrics.functional import (
     log_spectral_distance,
-    log_spectrum,
     loudness_correlation,
     loudness_curve,
     mel_error,

