@@ -6,21 +6,30 @@ the differences that the last steps add are below the resolution.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from midisynth.diffusion.schedules import CosineSchedule
+from midisynth.diffusion.inpainting import Known, noise_again
+from midisynth.diffusion.schedules import Schedule
+from midisynth.errors import UsageError
 
 Solver = Literal["ddpm", "ddim", "dpm_solver"]
+
+#: Times that a sampler visits. "closed": ancestral sampling from t = 1 to t = 0, both included, deterministic solvers
+#: from `LAST_TIME`; "intervals": the upper ends of equal intervals from 1 to 0, but "dpm_solver" as before; "leading":
+#: every so many of 1,000 steps from the first one on, as diffusers' schedulers do, for ancestral sampling alone.
+Grid = Literal["closed", "intervals", "leading"]
 
 #: (z [batch, ...], t in [0, 1]) -> x0 [batch, ...].
 Denoiser = Callable[[Tensor, float], Tensor]
 
-#: Draw number -> standard normal numbers [batch, ...]: 0 is where sampling starts, k is for the k-th step.
+#: Draw number -> standard normal numbers [batch, ...]: 0 is where sampling starts, the others follow in their order,
+#: one for each step of ancestral sampling and one for each time that a step is repeated.
 NoiseSource = Callable[[int], Tensor]
 
 #: The deterministic solvers start here, where the signal is 36 dB below the noise. Closer to t = 1 an estimate of the
@@ -28,46 +37,94 @@ NoiseSource = Callable[[int], Tensor]
 LAST_TIME = 0.99
 
 
-def sample(denoise: Denoiser, noise: NoiseSource, schedule: CosineSchedule, solver: Solver, steps: int) -> Tensor:
+def sample(
+    denoise: Denoiser,
+    noise: NoiseSource,
+    schedule: Schedule,
+    solver: Solver,
+    steps: int,
+    known: Known | None = None,
+    grid: Grid = "closed",
+    variance: float = 0.0,
+) -> Tensor:
     """Draw one batch.
 
     Args:
-        denoise: Called `steps` times.
-        noise: Source of the only randomness; "ddim" and "dpm_solver" take draw 0 alone.
+        denoise: Called `steps` times, or as often as `known` repeats them.
+        noise: Source of the only randomness; "ddim" and "dpm_solver" take draw 0 alone unless steps are repeated.
         schedule: The schedule that the denoiser was trained with.
         solver: "ddpm": ancestral sampling as published; "ddim": its deterministic limit (Song et al. 2021);
             "dpm_solver": DPM-Solver++ 2M (Lu et al. 2022).
-        steps: Number of calls of the denoiser.
+        steps: Number of steps.
+        known: Part of the data that is given; None: nothing is.
+        grid: Times that are visited.
+        variance: Of the noise that ancestral sampling adds: 0 is the least that it can be, (1 - e^(l_t - l_s))
+            sigma_s^2 with the log-SNR l, 1 the most, with sigma_t; in between the exponent of a geometric mean.
 
     Returns:
-        x0 [batch, ...], the last answer of the denoiser.
+        x0 [batch, ...], the last answer of the denoiser, with what is known in its place.
+
+    Raises:
+        UsageError: Steps are to be repeated, and the solver cannot.
     """
+    repeats = 1 if known is None else known.repeats
+    if solver == "dpm_solver" and repeats > 1:
+        raise UsageError("solver dpm_solver builds on its last step and cannot repeat one: take ddim or ddpm")
+    denoise = denoise if known is None else known.guard(denoise)
+    # Numbers the draws after the first in the order of their use.
+    draws = map(noise, itertools.count(1))
     if solver == "ddpm":
-        return _ancestral(denoise, noise, schedule, steps)
-    return _deterministic(denoise, noise(0).float(), schedule, _scheduler(solver, schedule, steps))
+        times = ancestral_times(grid, steps)
+        return _ancestral(denoise, noise(0).float(), draws, schedule, times, variance, repeats)
+    # DPM-Solver++ counts in log-SNR, which has no use for t = 1.
+    times = solver_times(steps, 1.0 if grid == "intervals" and solver == "ddim" else LAST_TIME)
+    return _deterministic(denoise, noise(0).float(), draws, schedule, solver, times, repeats)
 
 
-def _ancestral(denoise: Denoiser, noise: NoiseSource, schedule: CosineSchedule, steps: int) -> Tensor:
-    """Ancestral sampling over t = 1 .. 0, both included, with the small variance c * sigma_s^2.
+def ancestral_times(grid: Grid, steps: int) -> Tensor:
+    """Times that ancestral sampling visits, descending, [steps] float64."""
+    if grid == "leading":
+        return torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (1000 // steps) / 1000
+    if grid == "closed" and steps > 1:
+        return torch.linspace(1, 0, steps, dtype=torch.float64)
+    return torch.arange(steps, 0, -1, dtype=torch.float64) / steps
+
+
+def _ancestral(
+    denoise: Denoiser,
+    z: Tensor,
+    draws: Iterator[Tensor],
+    schedule: Schedule,
+    times: Tensor,
+    variance: float,
+    repeats: int,
+) -> Tensor:
+    """Ancestral sampling; from the last of the times the answer is x0 itself.
 
     The mean is written in x0: the published form in epsilon cancels close to t = 1 and loses 6e-3 in float32.
     """
-    times = torch.linspace(1, 0, steps, dtype=torch.float64) if steps > 1 else torch.ones(1, dtype=torch.float64)
-    log_snr, alpha, sigma = schedule.log_snr(times).tolist(), schedule.alpha(times).tolist(), schedule.sigma(times)
-    z = noise(0).float()
-    for i, t in enumerate(times.tolist()):
-        x0 = denoise(z, t).float()
-        if i + 1 == steps:
-            break
-        keep = math.exp(log_snr[i] - log_snr[i + 1])
-        mean = keep * alpha[i + 1] / alpha[i] * z + (1 - keep) * alpha[i + 1] * x0
-        z = mean + math.sqrt(1 - keep) * sigma[i + 1].item() * noise(i + 1).float()
-    return x0
+    log_snr, alpha, sigma = (
+        schedule.log_snr(times).tolist(),
+        schedule.alpha(times).tolist(),
+        schedule.sigma(times).tolist(),
+    )
+    times = times.tolist()
+    for i in range(len(times) - 1):
+        for repeat in range(repeats):
+            if repeat:
+                z = noise_again(z, times[i + 1], times[i], schedule, next(draws).float())
+            x0 = denoise(z, times[i]).float()
+            keep = math.exp(log_snr[i] - log_snr[i + 1])
+            mean = keep * alpha[i + 1] / alpha[i] * z + (1 - keep) * alpha[i + 1] * x0
+            deviation = math.sqrt(1 - keep) * sigma[i + 1] ** (1 - variance) * sigma[i] ** variance
+            z = mean + deviation * next(draws).float()
+    return denoise(z, times[-1]).float()
 
 
-def _scheduler(solver: Solver, schedule: CosineSchedule, steps: int) -> Any:
+def _scheduler(solver: Solver, schedule: Schedule, times: Tensor) -> Any:
     """diffusers' scheduler whose training times are the very times that are visited, so that no step is rounded."""
-    alpha_squared = schedule.alpha(solver_times(steps)) ** 2
+    steps = len(times)
+    alpha_squared = schedule.alpha(times) ** 2
     betas = 1 - alpha_squared / torch.cat([torch.ones(1, dtype=torch.float64), alpha_squared[:-1]])
     options = {
         "num_train_timesteps": steps,
@@ -80,6 +137,9 @@ def _scheduler(solver: Solver, schedule: CosineSchedule, steps: int) -> Any:
         from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
         scheduler = DDIMScheduler(clip_sample=False, **options)
+        if times[-1] == 1:
+            # Made from betas of 32 bits, what is left of the signal at t = 1 would be nothing at all.
+            scheduler.alphas_cumprod = alpha_squared
     else:
         from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
@@ -88,14 +148,26 @@ def _scheduler(solver: Solver, schedule: CosineSchedule, steps: int) -> Any:
     return scheduler
 
 
-def solver_times(steps: int) -> Tensor:
-    """Times that the deterministic solvers visit, ascending, [steps] float64."""
-    return LAST_TIME * torch.arange(1, steps + 1, dtype=torch.float64) / steps
+def solver_times(steps: int, last: float = LAST_TIME) -> Tensor:
+    """Times that the deterministic solvers visit, ascending to the last, [steps] float64."""
+    return last * torch.arange(1, steps + 1, dtype=torch.float64) / steps
 
 
-def _deterministic(denoise: Denoiser, z: Tensor, schedule: CosineSchedule, scheduler: Any) -> Tensor:
-    times = solver_times(len(scheduler.timesteps))
-    for step in scheduler.timesteps:
-        x0 = denoise(z, times[step].item()).float()
-        z = scheduler.step(x0, step, z).prev_sample
+def _deterministic(
+    denoise: Denoiser,
+    z: Tensor,
+    draws: Iterator[Tensor],
+    schedule: Schedule,
+    solver: Solver,
+    ascending: Tensor,
+    repeats: int,
+) -> Tensor:
+    scheduler = _scheduler(solver, schedule, ascending)
+    times = ascending.flip(0).tolist()
+    for i, step in enumerate(scheduler.timesteps):
+        # The last step ends on x0 itself: from there is no way back.
+        for repeat in range(repeats if i + 1 < len(times) else 1):
+            if repeat:
+                z = noise_again(z, times[i + 1], times[i], schedule, next(draws).float())
+            z = scheduler.step(denoise(z, times[i]).float(), step, z).prev_sample
     return z

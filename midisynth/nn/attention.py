@@ -1,9 +1,10 @@
-"""Multi-head attention whose keys and values can be projected once and used many times."""
+"""Multi-head attention whose keys and values can be projected once and used many times, and collected in a cache."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,6 +21,34 @@ class KeyValue(NamedTuple):
     value: Tensor
 
 
+class KeyValueCache:
+    """Keys and values of the positions that one layer has decoded so far, in a buffer that is allocated once.
+
+    With it every further position costs one position only.
+
+    Args:
+        capacity: Most positions.
+
+    Attributes:
+        length: Positions so far.
+    """
+
+    def __init__(self, capacity: int):
+        self.capacity = capacity
+        self.length = 0
+        self._buffer: KeyValue | None = None
+
+    def append(self, new: KeyValue) -> KeyValue:
+        """Add positions [batch, heads, new length, head_dim] and return all [batch, heads, length, head_dim]."""
+        if self._buffer is None:
+            shape = (*new.key.shape[:2], self.capacity, new.key.shape[3])
+            self._buffer = KeyValue(new.key.new_empty(shape), new.value.new_empty(shape))
+        first, self.length = self.length, self.length + new.key.shape[2]
+        for buffer, entries in zip(self._buffer, new, strict=True):
+            buffer[:, :, first : self.length] = entries
+        return KeyValue(*(buffer[:, :, : self.length] for buffer in self._buffer))
+
+
 class Attention(nn.Module):
     """Scaled dot-product attention without biases ("Attention Is All You Need", section 3.2.2).
 
@@ -31,12 +60,14 @@ class Attention(nn.Module):
         heads: Number of heads.
         head_dim: Width of one head.
         dropout: Probability of dropping an attention weight.
+        scaled: Divide the products of queries and keys by sqrt(head_dim); T5 does not.
     """
 
-    def __init__(self, dim: int, heads: int, head_dim: int, dropout: float = 0.0):
+    def __init__(self, dim: int, heads: int, head_dim: int, dropout: float = 0.0, scaled: bool = True):
         super().__init__()
         self.heads = heads
         self.dropout = dropout
+        self.scale = None if scaled else 1.0
         self.query = nn.Linear(dim, heads * head_dim, bias=False)
         self.key = nn.Linear(dim, heads * head_dim, bias=False)
         self.value = nn.Linear(dim, heads * head_dim, bias=False)
@@ -50,18 +81,39 @@ class Attention(nn.Module):
         """Project [batch, length, dim], so that repeated calls with one memory need not do it again."""
         return KeyValue(self._split(self.key(memory)), self._split(self.value(memory)))
 
-    def forward(self, x: Tensor, memory: KeyValue | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        memory: KeyValue | None = None,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        cache: KeyValueCache | None = None,
+    ) -> Tensor:
         """Attend from `x` to `memory`, or to `x` itself.
 
         Args:
             x: [batch, length, dim].
             memory: Projected memory; None for self-attention.
             mask: [batch, 1, 1 or length, memory length] bool, True where attention is allowed; None for everywhere.
+            causal: In self-attention every position sees itself and those before alone; in place of `mask`.
+            cache: Of the positions before `x`, which self-attention sees too; `x` is added to it.
 
         Returns:
             [batch, length, dim].
         """
         key, value = self.project(x) if memory is None else memory
-        dropout = self.dropout if self.training else 0.0
-        attended = F.scaled_dot_product_attention(self._split(self.query(x)), key, value, mask, dropout_p=dropout)
+        if cache is not None:
+            key, value = cache.append(KeyValue(key, value))
+        length, total = x.shape[1], key.shape[2]
+        if causal and 1 < length < total:
+            mask = torch.ones(length, total, dtype=torch.bool, device=x.device).tril(total - length)
+        attended = F.scaled_dot_product_attention(
+            self._split(self.query(x)),
+            key,
+            value,
+            mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=causal and length == total,
+            scale=self.scale,
+        )
         return self.out(attended.transpose(1, 2).flatten(-2))

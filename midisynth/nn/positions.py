@@ -8,6 +8,20 @@ import torch
 from torch import Tensor
 
 
+def sinusoids(rows: int, dim: int) -> Tensor:
+    """Sinusoids of positions, sines before cosines (Vaswani et al. 2017, section 3.5, in another order).
+
+    Args:
+        rows: Number of positions.
+        dim: Width; even.
+
+    Returns:
+        [rows, dim]; rates fall geometrically from 1 to 1/10000 radians per position.
+    """
+    angles = _angles(rows, dim)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
 def shuffled_sinusoids(rows: int, dim: int) -> Tensor:
     """Sinusoids with random phases, whose columns are shuffled.
 
@@ -18,11 +32,16 @@ def shuffled_sinusoids(rows: int, dim: int) -> Tensor:
         dim: Width; even.
 
     Returns:
-        [rows, dim]; rates fall geometrically from 1 to 1/10000 radians per position.
+        [rows, dim]; rates as in `sinusoids`.
     """
-    half = dim // 2
-    rates = torch.exp(-math.log(10000.0) * torch.arange(half) / (half - 1))
-    angles = torch.arange(rows)[:, None] * rates
-    sine_phase, cosine_phase = 2 * math.pi * torch.rand(2, half)
+    angles = _angles(rows, dim)
+    sine_phase, cosine_phase = 2 * math.pi * torch.rand(2, dim // 2)
     table = torch.cat([torch.sin(angles + sine_phase), torch.cos(angles + cosine_phase)], dim=1)
     return table[:, torch.randperm(dim)]
+
+
+def _angles(rows: int, dim: int) -> Tensor:
+    """[rows, dim // 2] radians."""
+    half = dim // 2
+    rates = torch.exp(-math.log(10000.0) * torch.arange(half) / (half - 1))
+    return torch.arange(rows)[:, None] * rates

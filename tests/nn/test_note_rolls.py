@@ -6,7 +6,7 @@ import torch
 
 from midisynth.music.rolls import KEYS as TABLE_KEYS
 from midisynth.nn import note_rolls
-from midisynth.nn.note_rolls import KEYS, NoteRollEncoder, TemplatePrior, note_roll, template_envelopes
+from midisynth.nn.note_rolls import AGE_STEPS_SEC, KEYS, AgeTable, NoteRollEncoder, TemplatePrior, note_roll
 
 HOP_SEC = 0.02
 
@@ -48,45 +48,92 @@ def test_sounding_and_decays():
     assert (roll[outside] == 0).all()
 
 
-def test_time_since_the_onset_goes_on_across_a_border():
+def uneven_prior(mels: int = 6) -> TemplatePrior:
+    """A prior whose spectra differ from key to key, age to age and bin to bin, on a low background."""
+    torch.manual_seed(0)
+    prior = TemplatePrior(mels, HOP_SEC)
+    with torch.no_grad():
+        for parameter in prior.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+        prior.log_background.fill_(-12.0)
+    return prior
+
+
+@pytest.mark.parametrize("view", ["roll", "prior"])
+def test_time_since_the_onset_goes_on_across_a_border(view):
     """A stretch that starts inside a held note sees what the longer stretch shows there."""
     whole = table_of((0.1, 2.0, 5, 0.7), (0.3, 0.35, 9, 0.2))
     later = whole.clone()
     later[..., :2] -= 0.4
-    for view in (note_roll, template_envelopes):
-        torch.testing.assert_close(view(later, 40, HOP_SEC), view(whole, 60, HOP_SEC)[:, 20:], rtol=1e-3, atol=1e-6)
+    prior = uneven_prior()
+    see = prior if view == "prior" else lambda table, frames: note_roll(table, frames, HOP_SEC)
+    torch.testing.assert_close(see(later, 40), see(whole, 60)[:, 20:], rtol=1e-3, atol=2e-4)
 
 
 def test_padding_leaves_no_trace():
     table = table_of((0.1, 0.5, 7, 0.6))
     padded = torch.cat([table, torch.zeros(1, 3, 4)], dim=1)
-    for view in (note_roll, template_envelopes):
-        torch.testing.assert_close(view(padded, 30, HOP_SEC), view(table, 30, HOP_SEC), rtol=0, atol=0)
+    torch.testing.assert_close(note_roll(padded, 30, HOP_SEC), note_roll(table, 30, HOP_SEC), rtol=0, atol=0)
+    prior = uneven_prior()
+    torch.testing.assert_close(prior(padded, 30), prior(table, 30), rtol=0, atol=0)
 
 
-def test_envelope_follows_the_share_of_the_window_after_the_onset():
-    onset_frame = 10.3
-    envelopes = template_envelopes(table_of((onset_frame * HOP_SEC, 9.0, 0, 1.0)), 60, HOP_SEC)[0, :, :8]
+def test_ages_are_found_between_rows_of_the_table():
+    table = AgeTable(mels=1, start=0.0)
+    ages = table.ages
+    assert ages[0] == -AGE_STEPS_SEC[0][1]
+    assert ages[-1] == pytest.approx(AGE_STEPS_SEC[-1][0])
+    assert (ages.diff() > 0).all()
+    wanted = torch.tensor([-0.02, 0.0, 0.013, 1.31, 5.0, 10.24, 60.0])
+    row, share = table.locate(torch.full((7,), 3), wanted)
+    row = row - 3 * len(ages)
+    torch.testing.assert_close(torch.lerp(ages[row], ages[row + 1], share), wanted.clamp(max=10.24))
+
+
+def test_a_smooth_curve_passes_through_its_nodes():
+    table = AgeTable(mels=2, start=0.0)
+    with torch.no_grad():
+        table.nodes.copy_(torch.arange(8.0)[:, None].expand(KEYS, 8, 2))
+    curve = table().view(KEYS, len(table.ages), 2)[40, :, 0]
+    position = torch.log1p(table.ages.clamp(min=0) / 0.02)
+    torch.testing.assert_close(curve, 7 * position / position[-1], rtol=1e-4, atol=1e-4)
+
+
+def reference_prior(prior: TemplatePrior, table: torch.Tensor, frames: int) -> torch.Tensor:
+    """The formula of `TemplatePrior`, note by note and frame by frame, for one table."""
     window = torch.hann_window(2000, periodic=False, dtype=torch.float64)
-    for frame in (9, 10):
-        share = window[round((onset_frame - frame) * 1000) :].sum() / window.sum()
-        age_sec = max(0.0, frame + 1 - onset_frame) * HOP_SEC
-        expected = share * math.exp(-age_sec / 3.0)  # the slowest decay
-        assert envelopes[frame, -1] == pytest.approx(expected.item(), abs=2e-3)
-    assert (envelopes[:9] == 0).all()
+    spectra = prior.spectra().view(KEYS, -1, len(prior.log_background)).double()
+    slopes = prior.slopes().view(KEYS, -1, len(prior.log_background)).double()
+    ages = prior.spectra.ages.double()
+    power = torch.exp(2 * prior.log_background.double()).repeat(frames, 1)
+    for onset, end, key, velocity in table[0].double().tolist():
+        for frame in range(frames):
+            centre = (frame + 1) * HOP_SEC
+            start = round((onset / HOP_SEC - frame) * 1000)
+            share = window[max(start, 0) :].sum() / window.sum() if start < 2000 else torch.tensor(0.0)
+            gain = share.log() - max(centre - end, 0) / prior.log_release[int(key)].exp()
+            if velocity == 0 or gain < -note_rolls.SILENT_NEPERS:
+                continue
+            after = int((ages <= centre - onset + 1e-9).sum())
+            weight = (centre - onset - ages[after - 1]) / (ages[after] - ages[after - 1])
+            spectrum, slope = (torch.lerp(*t[int(key), after - 1 : after + 1], weight) for t in (spectra, slopes))
+            power[frame] += torch.exp(2 * (spectrum + math.log(velocity) * slope + gain))
+    return torch.log(power) / 2
+
+
+def test_prior_is_the_power_sum_of_its_notes():
+    prior = uneven_prior()
+    table = table_of((0.093, 0.4, 5, 0.7), (0.3, 0.9, 5, 0.2), (-0.512, 0.21, 60, 1.0), (0.31, 2.0, 87, 0.5))
+    torch.testing.assert_close(prior(table, 40)[0], reference_prior(prior, table, 40).float(), rtol=1e-3, atol=5e-3)
 
 
 def test_released_notes_fade():
-    envelopes = template_envelopes(table_of((0.0, 0.5, 0, 1.0)), 60, HOP_SEC)[0, :, 7]
-    ratio = envelopes[40] / envelopes[35]  # both after the end
-    assert ratio == pytest.approx(math.exp(-5 * HOP_SEC * (1 / 0.05 + 1 / 3.0)), rel=1e-3)
-
-
-def test_loudness_laws():
-    loud, soft = (template_envelopes(table_of((0.0, 1.0, 0, v)), 20, HOP_SEC)[0, 10, :8] for v in (1.0, 0.5))
-    ratio = (loud / soft).view(4, 2)
-    np.testing.assert_allclose(ratio[:, 0], 2**1.5, rtol=1e-4)
-    np.testing.assert_allclose(ratio[:, 1], 2**3.0, rtol=1e-4)
+    prior = TemplatePrior(mels=4, hop_sec=HOP_SEC)
+    with torch.no_grad():
+        prior.spectra.nodes.fill_(0.0)
+        prior.log_background.fill_(-20.0)
+    level = prior(table_of((0.0, 0.5, 0, 1.0)), 40)[0, :, 0]
+    torch.testing.assert_close(level[30] - level[25], torch.tensor(-5 * HOP_SEC / note_rolls.RELEASE_SEC))
 
 
 def test_prior_without_notes_is_the_background():
@@ -94,6 +141,14 @@ def test_prior_without_notes_is_the_background():
     silent = prior(torch.zeros(2, 1, 4), frames=5)
     torch.testing.assert_close(silent, prior.log_background.expand(2, 5, 16))
     assert (prior(table_of((0.0, 1.0, 30, 1.0)), frames=5) > silent[:1]).all()
+
+
+def test_every_parameter_of_the_prior_learns():
+    prior = TemplatePrior(mels=3, hop_sec=HOP_SEC)
+    prior(table_of((0.0, 0.1, 30, 0.5)), frames=10).sum().backward()
+    for name, parameter in prior.named_parameters():
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, name
 
 
 def test_batched_rows_are_independent():

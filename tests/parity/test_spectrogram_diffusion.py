@@ -1,16 +1,15 @@
-"""Tokens, network, loss and sampler against tensors made by the original code, through the importer."""
+"""The PyTorch re-implementation: tokens, network, loss and sampler against its tensors, through the importer."""
 
 from __future__ import annotations
 
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from fixture_files import Fixture, assert_close, build, rendered
 from torch import Tensor
 
 from midisynth.models.spectrogram_diffusion import SpectrogramDiffusion
@@ -25,27 +24,6 @@ def root(parity_root) -> Path:
     return parity_root("spectrogram_diffusion")
 
 
-class Fixture:
-    """One `NAME.manifest.json` and the tensors that it names."""
-
-    def __init__(self, root: Path, name: str):
-        self.manifest = json.loads((root / f"{name}.manifest.json").read_text())
-        self.config = self.manifest["config"]
-        self.tensors = load_file(root / f"{name}_tensors.safetensors")
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.tensors[name]
-
-    def tolerance(self, what: str) -> float:
-        return float(re.search(r"\d+(\.\d+)?e-\d+", self.manifest["tolerance"][what]).group())
-
-
-def assert_close(actual: Tensor, expected: Tensor, tolerance: float) -> None:
-    assert actual.shape == expected.shape
-    difference = (actual - expected).abs().max().item()
-    assert difference <= tolerance, f"differs by {difference:.2e}, allowed are {tolerance:.0e}"
-
-
 # Tokens
 
 
@@ -56,6 +34,7 @@ def published_codec(vocab_size: int, segment_sec: float) -> SpectrogramDiffusion
         win_length=640,
         segment_frames=round(segment_sec * 50),
         overlap_frames=0,
+        margin_frames=0,
         tail_sec=0.0,
         tokens=True,
         tables=False,
@@ -116,28 +95,49 @@ def test_files_give_the_same_tokens(root, codec):
             assert segment["tokens"].tolist() == expected
 
 
+# Official tokens
+
+
+def official_codec(programs: str) -> SpectrogramDiffusionCodec:
+    model = SpectrogramDiffusion(compat="t5x", programs=programs, faulty_ties=True, dim=8, layers=1, overlap_frames=0)
+    return model.codec
+
+
+def test_hand_made_cases_give_the_same_official_tokens(root):
+    codec = official_codec("full")
+    cases = json.loads((root / "token_cases.json").read_text())
+    for name, case in cases.items():
+        assert codec.tokenize(note_array(case["notes"]), case["audio_end"]) == case["official_tokens"], name
+
+
+def test_files_give_the_same_official_tokens(root):
+    for path in token_files(root):
+        midi = path.with_name(path.stem.removeprefix("tokens_") + ".mid")
+        case = json.loads(path.read_text())
+        end_sec = case["total_time_after_sustain"]
+        for programs, key in (("slakh", "diffusers_tokens"), ("full", "official_tokens_without_slakh_mapping")):
+            codec = official_codec(programs)
+            assert codec.tokenize(codec.read(midi).notes, end_sec) == case[key], midi.name
+
+
 # Network
 
 
 @pytest.fixture(scope="module")
-def fixture(root) -> Fixture:
-    return Fixture(root, "seed_diff_nocontext")
-
-
-@pytest.fixture(scope="module")
 def shared(root) -> Fixture:
-    """Inputs that both diffusion fixtures use are stored once."""
+    """Inputs that both fixtures use are stored once."""
     return Fixture(root, "seed_diff_context")
 
 
-def build(root: Path, fixture: Fixture) -> SpectrogramDiffusion:
-    (model_file,) = [name for name in fixture.manifest["files"] if name.endswith("_model.safetensors")]
-    return convert(load_file(root / model_file), model_file, head_dim=fixture.config["head_dim"]).eval()
+@pytest.fixture(scope="module", params=["seed_diff_nocontext", "seed_diff_context"])
+def fixture(request, root) -> Fixture:
+    return Fixture(root, request.param)
 
 
 @pytest.fixture(scope="module")
-def model(root, fixture) -> SpectrogramDiffusion:
-    return build(root, fixture)
+def model(fixture) -> SpectrogramDiffusion:
+    published = convert(SpectrogramDiffusion, fixture.weights, "fixture", head_dim=fixture.config["head_dim"])
+    return build(SpectrogramDiffusion, published)
 
 
 @pytest.fixture(scope="module")
@@ -146,8 +146,17 @@ def tokens(shared) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def audio(shared) -> Tensor:
-    return shared["wav_int16"].float() / 32768
+def batch(shared, tokens) -> dict[str, Tensor]:
+    """Three consecutive segments, each with the one before; before the first is silence."""
+    audio = shared["wav_int16"].float() / 32768
+    before = torch.cat([torch.zeros_like(audio[:1]), audio[:-1]])
+    samples = torch.full((len(audio),), audio.shape[1])
+    return {"audio": audio, "tokens": tokens, "context_audio": before, "context_samples": samples}
+
+
+@pytest.fixture(scope="module")
+def context(fixture, shared) -> dict[str, Tensor]:
+    return {"context": shared["fwd.context"]} if fixture.config["with_context"] else {}
 
 
 def test_sizes_come_from_the_tensors(model, fixture):
@@ -158,39 +167,42 @@ def test_sizes_come_from_the_tensors(model, fixture):
     assert len(model.network.frame_positions) == config["max_output_length"]
     assert (options.dim, options.hidden_dim) == (config["emb_dim"], config["dim_feedforward"])
     assert (options.heads, options.layers) == (config["nhead"], config["num_layers"])
+    assert options.context == config["with_context"]
 
 
 @torch.no_grad()
-def test_layers(model, fixture, tokens):
+def test_layers(model, fixture, tokens, context):
     tolerance = fixture.tolerance("network forward")
     network, t = model.network, fixture["fwd.t"]
     assert_close(time_signal(t, network.time.dim), fixture["fwd.time_signal"], tolerance)
     assert_close(network.time(t).squeeze(1), fixture["fwd.cond"], tolerance)
     assert_close(network.encode_tokens(tokens, None), fixture["fwd.encoder_memory"], tolerance)
-    conditioning = network.condition(fixture["fwd.z"].shape[1], tokens)
+    if context:
+        assert_close(network.encode_context(context["context"], None), fixture["fwd.context_memory"], tolerance)
+    conditioning = network.condition(fixture["fwd.z"].shape[1], tokens, **context)
     states = network.decode_frames(fixture["fwd.z"], t, conditioning)
     assert_close(states, fixture["fwd.decoder_normed"], tolerance)
 
 
 @torch.no_grad()
-def test_outputs(model, fixture, tokens):
+def test_outputs(model, fixture, tokens, context):
     tolerance = fixture.tolerance("network forward")
     z, t, frames = fixture["fwd.z"], fixture["fwd.t"], fixture["fwd.z"].shape[1]
     network = model.network
-    assert_close(network(z, t, network.condition(frames, tokens)), fixture["fwd.out"], tolerance)
+    assert_close(network(z, t, network.condition(frames, tokens, **context)), fixture["fwd.out"], tolerance)
     kept = ~fixture["fwd.dropout_mask"]
-    dropped = network(z, t, network.condition(frames, tokens, keep=kept))
+    dropped = network(z, t, network.condition(frames, tokens, keep=kept, **context))
     assert_close(dropped, fixture["fwd.out_dropout_mask"], tolerance)
-    none = network(z, t, network.condition(frames, tokens, keep=torch.zeros_like(kept)))
+    none = network(z, t, network.condition(frames, tokens, keep=torch.zeros_like(kept), **context))
     assert_close(none, fixture["fwd.out_all_dropped"], tolerance)
 
 
 @torch.no_grad()
-def test_masked_padding_equals_the_unpadded_row(model, fixture, shared, tokens):
+def test_masked_padding_equals_the_unpadded_row(model, fixture, tokens, context):
     """The original never pads when it renders; batches of ours do, and mask."""
     row = fixture["fwd.unpadded_row_index"].item()
-    batch = {"tokens": tokens}
-    conditioning = model.condition(batch, fixture["fwd.z"].shape[1], sampling=True)
+    model.hparams["guidance_scale"] = 2.0
+    conditioning = model.condition({"tokens": tokens, **context}, fixture["fwd.z"].shape[1], sampling=True)
     z = torch.cat([fixture["fwd.z"]] * 2)
     output = model.network(z, fixture["fwd.t"].repeat(2), conditioning)
     assert_close(output[row : row + 1], fixture["fwd.out_unpadded_row"], fixture.tolerance("network forward"))
@@ -211,15 +223,17 @@ def test_schedule(model, shared):
 
 
 @torch.no_grad()
-def test_scaled_spectrogram(model, shared, audio):
+def test_scaled_spectrogram(model, shared, batch):
     loud = shared["mel.log_mel"] > -11  # the floor is rounding alone
-    difference = (model.scaled_mel(audio) - shared["mel.scaled"]).abs()
-    assert difference[loud].max() < 1e-3
+    scaled, context = model.spectrograms(batch)
+    assert (scaled - shared["mel.scaled"]).abs()[loud].max() < 1e-3
+    if context:
+        assert (context["context"][1:] - shared["mel.scaled"][:-1]).abs()[loud[:-1]].max() < 1e-3
+        assert_close(context["context"][:1], shared["fwd.context"][:1], 1e-5)  # silence
 
 
-def test_loss_and_gradients(model, fixture, tokens, audio):
+def test_loss_and_gradients(model, fixture, batch):
     model.zero_grad()
-    batch = {"audio": audio, "tokens": tokens}
     loss = model.loss(batch, fixture["train.t"], fixture["train.noise"], ~fixture["train.dropout_mask"])
     assert loss.item() == pytest.approx(fixture["train.loss"].item(), rel=fixture.tolerance("loss"))
     loss.backward()
@@ -233,29 +247,33 @@ def test_loss_and_gradients(model, fixture, tokens, audio):
         assert_close(gradient, expected, fixture.tolerance("gradients") * expected.abs().max().item())
 
 
+@torch.no_grad()
+def test_validation_loss(model, fixture, batch):
+    if "val.loss" not in fixture.tensors:
+        pytest.skip("this fixture has none")
+    loss = model.loss(batch, torch.linspace(0, 1, len(batch["audio"])), fixture["val.noise"])
+    assert loss.item() == pytest.approx(fixture["val.loss"].item(), rel=fixture.tolerance("loss"))
+
+
 # Sampling
 
 
-def sample(model: SpectrogramDiffusion, fixture: Fixture, shared: Fixture, guidance_scale: float) -> Tensor:
-    noise = fixture["sample.noise"]
-    options: dict[str, Any] = {
-        "solver": "ddpm",
-        "sample_steps": fixture.config["sampling_steps_T"],
-        "guidance_scale": guidance_scale,
-    }
-    model.hparams.update(options)
-    batch = {"tokens": shared["tokens_padded"].long()[: len(noise)]}
-    return model.sample_segments(batch, lambda draw: noise[:, draw])
+def test_a_piece(model, fixture, shared, monkeypatch):
+    """Segment after segment, with context each from the one that was generated before."""
+    noise, steps = fixture["sample.noise"], fixture.config["sampling_steps_T"]
+    lengths = shared["token_lengths"][: len(noise)].tolist()
+    rows = [row[:length] for row, length in zip(shared["tokens_padded"].long(), lengths, strict=False)]
+    tolerance = fixture.tolerance("sample.w2.log_mel")
 
+    def sample(guidance_scale: float) -> Tensor:
+        options = {"solver": "ddpm", "sample_steps": steps, "guidance_scale": guidance_scale}
+        return rendered(model, rows, noise, monkeypatch, **options)
 
-def test_samples(root, model, fixture, shared):
-    guided = sample(model, fixture, shared, fixture.config["cfg_weighting"])
-    joined = guided.flatten(0, 1)[None]
-    assert_close(joined, fixture["sample.w2.log_mel"], fixture.tolerance("sample.w2.log_mel"))
-    assert_close(joined, fixture["sample.w2.log_mel_float64"], fixture.tolerance("sample.w2.log_mel_float64"))
-    scaled = model.mel_range(guided)
-    for segment in range(2):
-        expected = fixture[f"sample.w2.x0_scaled_seg{segment}"][0]
-        assert_close(scaled[segment], expected, fixture.tolerance("sample.w2.log_mel"))
-    unguided = sample(model, fixture, shared, 1.0).flatten(0, 1)[None]
-    assert_close(unguided, fixture["sample.w1.log_mel"], fixture.tolerance("sample.w2.log_mel"))
+    # The first of the centred frames is left out for the sake of the vocoder.
+    guided = sample(fixture.config["cfg_weighting"])
+    assert_close(guided, fixture["sample.w2.log_mel"][:, 1:], tolerance)
+    expected = fixture["sample.w2.log_mel_float64"][:, 1:].float()
+    assert_close(guided, expected, fixture.tolerance("sample.w2.log_mel_float64"))
+    traced = torch.cat([fixture[f"sample.w2.x0_scaled_seg{segment}"] for segment in range(2)], dim=1)[:, 1:]
+    assert_close(model.mel_range(guided[:, : traced.shape[1]]), traced, tolerance)
+    assert_close(sample(1.0), fixture["sample.w1.log_mel"][:, 1:], tolerance)

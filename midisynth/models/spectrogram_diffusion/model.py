@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,25 +13,30 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torchmetrics import MetricCollection
 
-from midisynth.audio.crossfade import CrossFade
-from midisynth.audio.features import LogMel, MelRange
-from midisynth.audio.vocoder import Vocoder, load_vocoder
 from midisynth.diffusion.guidance import guide
+from midisynth.diffusion.inpainting import Known
 from midisynth.diffusion.objectives import Objective, add_noise, target, to_x0
-from midisynth.diffusion.sampling import NoiseSource, Solver, sample
-from midisynth.diffusion.schedules import CosineSchedule
+from midisynth.diffusion.sampling import Grid, NoiseSource, Solver, sample
+from midisynth.diffusion.schedules import CosineSchedule, SquaredCosineSchedule
 from midisynth.errors import UsageError
-from midisynth.metrics.scores import MelConvergence, MelError
-from midisynth.models.spectrogram_diffusion.codec import PADDING, SpectrogramDiffusionCodec
+from midisynth.evaluation import Renditions
+from midisynth.metrics.scores import LogSpectralDistance, MelConvergence, MelError
+from midisynth.models.spectrogram_diffusion.checkpoint import read_published
+from midisynth.models.spectrogram_diffusion.codec import SpectrogramDiffusionCodec
+from midisynth.models.spectrogram_diffusion.evaluation import evaluate_batch, vocode
 from midisynth.models.spectrogram_diffusion.network import Conditioning, Denoiser
-from midisynth.module import MidiModule, Noise, Rendering
+from midisynth.models.spectrogram_diffusion.rendering import SpectrogramModule, content_generators
+from midisynth.models.spectrogram_diffusion.t5_checkpoint import FILES, is_official
+from midisynth.models.spectrogram_diffusion.t5_tokens import Programs
+from midisynth.models.spectrogram_diffusion.tokens import PADDING
+from midisynth.module import Published
 from midisynth.nn.conditioning import draw_kept
 
 #: The template prior starts far from any spectrum and has few parameters: it learns this much faster than the rest.
-PRIOR_LEARNING_RATE_FACTOR = 10.0
+PRIOR_LEARNING_RATE_FACTOR = 25.0
 
 
-class SpectrogramDiffusion(MidiModule):
+class SpectrogramDiffusion(SpectrogramModule):
     """MIDI -> audio: diffusion of log-mel spectrogram segments, then a vocoder.
 
     The defaults are the sizes published as "small" (without context) with corrected behaviour.
@@ -50,31 +53,60 @@ class SpectrogramDiffusion(MidiModule):
         mel_max: Log magnitude that becomes 1; what is above is clipped.
         segment_frames: Frames that are generated at once.
         overlap_frames: Frames in which a segment is faded into the next one.
+        margin_frames: Frames at both ends of a segment that are generated and not used, besides those of the fade.
+        continuation: How a segment follows the one before: "crossfade" generates it by itself, "inpaint" is given the
+            frames that both share, which makes the segments of a piece wait for each other.
+        inpaint_repeats: How often "inpaint" makes each step of the solver, see RePaint; 1 is once. Not for
+            "dpm_solver".
         tail_sec: What is rendered after the end of the last note (seconds).
         tokens: Condition on note tokens.
+        tokenizer: "events", the published tokens; the name of a MidiTok class, such as "REMI", "TSD" or "MIDILike"; the
+            path of a tokenizer.json of MidiTok; or a mapping with "tokenization", the name of the class, and options of
+            miditok.TokenizerConfig.
         velocity_bins: Loudness classes of the tokens; 1 is on or off.
         shift_ids: Token ids for time shifts; null: two more than a segment has steps, as published.
         max_tokens: Longest token sequence of a segment.
+        context: Condition on the spectrogram of the segment before. In training it is that of the recording, in
+            rendering the generated one, so that the segments of a piece wait for each other.
         note_roll: Condition every frame on a note roll.
         template_prior: Start from a sum of learned note spectra; needs the objective "x0".
+        prior_loss: Weight of the template prior's own error in the loss. It makes the prior learn what notes sound
+            like, instead of whatever the network likes best to correct.
         dim: Width of the network.
         hidden_dim: Width inside the feed-forwards.
         heads: Attention heads.
         head_dim: Width of one head.
-        layers: Layers of the encoder, and of the decoder.
+        layers: Layers of each encoder, and of the decoder.
         dropout: Dropout probability.
         objective: What the network predicts: the noise, the spectrogram, or the velocity between them.
         cfg_dropout: Probability of training a segment without condition.
         guidance_scale: Weight of classifier-free guidance; 1 is none, and halves the cost.
         solver: "ddpm" (as published), "ddim" or "dpm_solver" (DPM-Solver++).
         sample_steps: Calls of the network per segment.
-        segments_per_batch: Segments that are generated together.
-        vocoder: Mel spectrogram to waveform: "griffin_lim", or the path of an .onnx file.
+        grid: Times that the solver visits: "closed", "intervals" or, with diffusers' noise schedule and "ddpm" alone,
+            "leading"; see `midisynth.diffusion.sampling`. Null: as published, "intervals" for compat t5x, else
+            "closed".
+        variance: Of the noise that "ddpm" adds, from 0, the least, to 1, the most. Null: as published, 1 for compat
+            t5x, else 0.
+        segments_per_batch: Segments that are generated together, if they do not wait for each other.
+        pieces_per_batch: Pieces whose segments are generated together, if those wait. More than 1 is faster, but then
+            the last bits of a piece depend on what is rendered beside it.
+        vocoder: Mel spectrogram to waveform: "griffin_lim", the path of an .onnx file, or a checkpoint of a vocoder.
+        validate_audio: Render the segments of validation, too, and log how far they are from the recording: the mean
+            log-spectral distance `val/lsd` (nats). It follows the ear better than `val/loss`, and costs as much as
+            `predict`.
         compat: "seed" reproduces the PyTorch re-implementation: centred frames, a mel range learned from the data,
-            unmasked padding in training, notes and pedals as note_seq reads them.
+            unmasked padding in training, notes and pedals as note_seq reads them. "t5x" reproduces the official
+            models: layers of T5, official tokens, notes and pedals as note_seq reads them.
+        programs: How finely tokens of compat t5x tell instruments: "full", "slakh", "midi_class" or "flat". Null:
+            "slakh", as diffusers' pipeline.
+        faulty_ties: Repeat two faults of the tokens of compat t5x: notes that never end after the last event, or
+            because they have no length.
         optimizer: Builds the optimizer from the parameters.
         lr_scheduler: Builds a learning-rate schedule from the optimizer; it advances once a step.
     """
+
+    published_files = FILES
 
     def __init__(
         self,
@@ -89,13 +121,19 @@ class SpectrogramDiffusion(MidiModule):
         mel_max: float = 4.0,
         segment_frames: int = 256,
         overlap_frames: int = 16,
+        margin_frames: int = 0,
+        continuation: Literal["crossfade", "inpaint"] = "crossfade",
+        inpaint_repeats: int = 1,
         tail_sec: float = 1.0,
         tokens: bool = True,
+        tokenizer: str | dict[str, Any] = "events",
         velocity_bins: int = 1,
         shift_ids: int | None = None,
         max_tokens: int = 3000,
+        context: bool = False,
         note_roll: bool = False,
         template_prior: bool = False,
+        prior_loss: float = 0.5,
         dim: int = 512,
         hidden_dim: int = 1024,
         heads: int = 6,
@@ -107,49 +145,49 @@ class SpectrogramDiffusion(MidiModule):
         guidance_scale: float = 2.0,
         solver: Solver = "dpm_solver",
         sample_steps: int = 25,
+        grid: Grid | None = None,
+        variance: float | None = None,
         segments_per_batch: int = 8,
+        pieces_per_batch: int = 1,
         vocoder: str = "griffin_lim",
-        compat: Literal["seed"] | None = None,
+        validate_audio: bool = False,
+        compat: Literal["seed", "t5x"] | None = None,
+        programs: Programs | None = None,
+        faulty_ties: bool = False,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
     ):
         super().__init__(optimizer, lr_scheduler)
         self._check_options()
-        seed = compat == "seed"
-        framing: Literal["published", "centered"] = "centered" if seed else "published"
+        seed, t5 = compat == "seed", compat == "t5x"
         self.codec = SpectrogramDiffusionCodec(
             sample_rate=sample_rate,
             hop_length=hop_length,
             win_length=win_length,
             segment_frames=segment_frames,
             overlap_frames=overlap_frames,
+            margin_frames=margin_frames,
             tail_sec=tail_sec,
             tokens=tokens,
             tables=note_roll or template_prior,
             velocity_bins=velocity_bins,
             shift_ids=shift_ids,
             max_tokens=max_tokens,
-            framing=framing,
-            note_seq=seed,
+            framing="centered" if seed else "published",
+            note_seq=seed or t5,
+            context=context,
+            t5=t5,
+            programs=programs or "slakh",
+            faulty_ties=faulty_ties,
+            miditok=tokenizer if tokens and tokenizer != "events" else None,
         )
-        spectrogram: dict[str, Any] = {
-            "sample_rate": sample_rate,
-            "n_fft": n_fft,
-            "win_length": win_length,
-            "hop_length": hop_length,
-            "f_min": f_min,
-            "f_max": f_max,
-            "mels": mels,
-        }
-        self.declare_part("vocoder", partial(load_vocoder, **spectrogram))
-        self.log_mel = LogMel(**spectrogram, framing=framing)
-        self.mel_range = (
-            MelRange(math.inf, -math.inf, adaptive=True, clip=False) if seed else MelRange(mel_min, mel_max)
-        )
+        if self.codec.miditok is not None:
+            # All of it, so that a checkpoint needs neither the file nor MidiTok's defaults of the day.
+            self.hparams.tokenizer = self.codec.miditok.content
+        self.set_up_spectrogram()
         self.network = Denoiser(
             mels=mels,
-            # Centred frames are one more than hops fit into the segment, and the re-implementation trains on them all.
-            frames=segment_frames + 1 if seed else segment_frames,
+            frames=self.training_frames,
             hop_sec=hop_length / sample_rate,
             dim=dim,
             hidden_dim=hidden_dim,
@@ -157,12 +195,16 @@ class SpectrogramDiffusion(MidiModule):
             head_dim=head_dim,
             layers=layers,
             dropout=dropout,
-            vocab_size=len(self.codec.vocabulary) if tokens else None,
+            vocab_size=self.codec.table_rows if tokens else None,
             max_tokens=max_tokens,
             note_roll=note_roll,
             prior_range=(mel_min, mel_max) if template_prior else None,
+            context=context,
+            shared_input=seed,
+            t5=t5,
         )
         self.schedule = CosineSchedule()
+        self.validation_distance = LogSpectralDistance()
         self.test_metrics = MetricCollection(
             {"mel_error": MelError(), "mel_convergence": MelConvergence()}, prefix="test/"
         )
@@ -177,24 +219,42 @@ class SpectrogramDiffusion(MidiModule):
             )
         if options.compat == "seed" and (options.note_roll or options.template_prior or options.velocity_bins != 1):
             raise UsageError("compat seed has no note_roll, no template_prior and one velocity bin: unset one of them")
-        if not 0 <= options.overlap_frames <= options.segment_frames // 2:
+        if options.compat is not None and options.tokenizer != "events":
+            raise UsageError(f"compat {options.compat} has its own tokens: leave tokenizer at events")
+        if options.compat != "t5x" and (options.programs is not None or options.faulty_ties):
+            raise UsageError("programs and faulty_ties belong to the tokens of compat t5x: unset them, or set compat")
+        if options.compat == "t5x" and options.shift_ids is not None:
+            raise UsageError("the tokens of compat t5x have their own number of shifts: unset shift_ids")
+        if options.grid == "leading" and options.solver != "ddpm":
+            raise UsageError(f"grid leading goes with solver ddpm (it is {options.solver})")
+        shared = options.overlap_frames + 2 * options.margin_frames
+        if min(options.overlap_frames, options.margin_frames) < 0 or shared > options.segment_frames // 2:
             raise UsageError(
-                f"overlap_frames is {options.overlap_frames}: it must be at most half of segment_frames "
-                f"({options.segment_frames})"
+                f"overlap_frames ({options.overlap_frames}) and twice margin_frames ({options.margin_frames}) are "
+                f"{shared}: together they must be at most half of segment_frames ({options.segment_frames})"
             )
+        if options.continuation == "inpaint":
+            if options.overlap_frames + options.margin_frames == 0:
+                raise UsageError("continuation inpaint is given the frames that segments share: raise overlap_frames")
+            if options.inpaint_repeats < 1 or (options.inpaint_repeats > 1 and options.solver == "dpm_solver"):
+                raise UsageError(
+                    f"inpaint_repeats is {options.inpaint_repeats}: it must be at least 1, and more than that needs "
+                    f"solver ddim or ddpm (it is {options.solver})"
+                )
 
     # Training
-
-    def scaled_mel(self, audio: Tensor) -> Tensor:
-        """Audio [batch, samples] -> training target [batch, frames, mels] in [-1, 1]."""
-        # Half precision would drown the quiet bins before the logarithm.
-        with torch.autocast(audio.device.type, enabled=False):
-            return self.mel_range(self.log_mel(audio)[:, : len(self.network.frame_positions)])
 
     def condition(
         self, batch: Mapping[str, Tensor], frames: int, keep: Tensor | None = None, sampling: bool = False
     ) -> Conditioning:
-        """What the network may know of the notes; `batch` from `codec.collate`, the rest as in `Denoiser.condition`."""
+        """What the network may know, see `Denoiser.condition`.
+
+        Args:
+            batch: From `codec.collate`, and with context what `spectrograms` adds.
+            frames: Number of frames of the segments.
+            keep: [batch] bool, False for rows whose condition is dropped; None keeps all.
+            sampling: Mask padding whatever was trained, and add unconditional rows if there is guidance.
+        """
         tokens = batch.get("tokens")
         # The re-implementation attends to padding in training, but never pads when it renders.
         masked = tokens is not None and (sampling or self.hparams.compat != "seed")
@@ -205,6 +265,8 @@ class SpectrogramDiffusion(MidiModule):
             batch.get("notes"),
             keep=keep,
             unconditional=sampling and self.hparams.guidance_scale != 1,
+            context=batch.get("context"),
+            context_mask=batch.get("context_mask"),
         )
 
     def loss(self, batch: Mapping[str, Tensor], t: Tensor, epsilon: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -216,11 +278,21 @@ class SpectrogramDiffusion(MidiModule):
             epsilon: [batch, frames, mels] standard normal noise.
             keep: [batch] bool, False for rows that are trained without condition.
         """
-        x0 = self.scaled_mel(batch["audio"])
+        x0, context = self.spectrograms(batch)
+        return self.denoising_loss(x0, {**batch, **context}, t, epsilon, keep)
+
+    def denoising_loss(
+        self, x0: Tensor, batch: Mapping[str, Tensor], t: Tensor, epsilon: Tensor, keep: Tensor | None = None
+    ) -> Tensor:
+        """As `loss`, for a scaled spectrogram `x0` [batch, frames, mels] and a `batch` as `condition` takes it."""
         alpha, sigma = self.schedule.alpha(t)[:, None, None], self.schedule.sigma(t)[:, None, None]
         z = add_noise(x0, epsilon, alpha, sigma)
-        output = self.network(z, t, self.condition(batch, x0.shape[1], keep))
-        return F.l1_loss(output.float(), target(self.hparams.objective, x0, epsilon, alpha, sigma))
+        conditioning = self.condition(batch, x0.shape[1], keep)
+        output = self.network(z, t, conditioning)
+        loss = F.l1_loss(output.float(), target(self.hparams.objective, x0, epsilon, alpha, sigma))
+        if conditioning.prior is not None:
+            loss = loss + self.hparams.prior_loss * F.l1_loss(conditioning.prior.float(), x0)
+        return loss
 
     def _spectrogram_shape(self, audio: Tensor) -> tuple[int, int, int]:
         frames = min(self.log_mel.frames(audio.shape[1]), len(self.network.frame_positions))
@@ -237,17 +309,19 @@ class SpectrogramDiffusion(MidiModule):
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
         audio = batch["audio"]
-        generators = _content_generators(audio)
+        generators = content_generators(audio)
         t = torch.cat([torch.rand(1, generator=g) for g in generators]).to(self.device)
         _, frames, mels = self._spectrogram_shape(audio)
         epsilon = torch.stack([torch.randn(frames, mels, generator=g) for g in generators]).to(self.device)
         self.log("val/loss", self.loss(batch, t, epsilon), prog_bar=True, batch_size=len(audio), sync_dist=True)
+        if self.hparams.validate_audio:
+            generated = self.sample_segments(batch, self.noise_source(content_generators(audio)))
+            sound = vocode(self, generated, [generator.initial_seed() for generator in generators])
+            self.validation_distance.update(sound, audio[:, : sound.shape[1]].cpu())
+            self.log("val/lsd", self.validation_distance, prog_bar=True, batch_size=len(audio))
 
-    def test_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> None:
-        wanted = self.mel_range.inverse(self.scaled_mel(batch["audio"]))[:, : self.hparams.segment_frames]
-        mels = self.sample_segments(batch, self.noise_source(_content_generators(batch["audio"])))
-        self.test_metrics.update(mels, wanted)
-        self.log_dict(self.test_metrics, batch_size=len(mels))
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> Renditions:
+        return evaluate_batch(self, batch)
 
     def build_optimizer(self, build: OptimizerCallable) -> torch.optim.Optimizer:
         if self.network.prior is None:
@@ -263,18 +337,16 @@ class SpectrogramDiffusion(MidiModule):
 
     @torch.no_grad()
     def sample_segments(self, batch: Mapping[str, Tensor], noise: NoiseSource) -> Tensor:
-        """Generate segments.
-
-        Args:
-            batch: Conditioning of the segments, from `codec.collate`.
-            noise: Draw number -> standard normal [segments, segment_frames, mels]; the only randomness.
-
-        Returns:
-            Natural log of mel magnitude, [segments, segment_frames, mels] float32.
-        """
+        """Generate segments, see `SpectrogramModule.sample_segments`."""
         options = self.hparams
         batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        if self.has_context and "context" not in batch:
+            batch |= self.spectrograms(batch)[1]
         frames = options.segment_frames
+        published = ("intervals", 1.0) if options.compat == "t5x" else ("closed", 0.0)
+        grid = published[0] if options.grid is None else options.grid
+        variance = published[1] if options.variance is None else options.variance
+        schedule = SquaredCosineSchedule() if grid == "leading" else self.schedule
         conditioning = self.condition(batch, frames, sampling=True)
         guided = options.guidance_scale != 1
 
@@ -284,100 +356,23 @@ class SpectrogramDiffusion(MidiModule):
             if guided:
                 output = guide(output, options.guidance_scale)
             time = torch.tensor(t, dtype=torch.float64)
-            x0 = to_x0(options.objective, output, z, self.schedule.alpha(time).item(), self.schedule.sigma(time).item())
+            x0 = to_x0(options.objective, output, z, schedule.alpha(time).item(), schedule.sigma(time).item())
             return x0.clamp(-1, 1)
 
-        scaled = sample(denoise, noise, self.schedule, options.solver, options.sample_steps)
+        known = None
+        if "known" in batch:
+            given = batch["known"].shape[1]
+            x0 = F.pad(batch["known"], (0, 0, 0, frames - given))
+            known = Known(x0, torch.arange(frames, device=x0.device)[:, None] < given, options.inpaint_repeats)
+        scaled = sample(denoise, noise, schedule, options.solver, options.sample_steps, known, grid, variance)
         return self.mel_range.inverse(scaled)
 
-    def noise_source(self, generators: Sequence[torch.Generator]) -> NoiseSource:
-        """Successive draws from one CPU generator for each segment."""
-        shape = self.hparams.segment_frames, self.hparams.mels
-        return lambda _: torch.stack([torch.randn(shape, generator=g) for g in generators]).to(self.device)
-
-    def collate(self, examples: Sequence[Mapping[str, Any]]) -> Any:
-        """Pad segments to a batch for training; whole pieces stay apart, because `render` batches their segments."""
-        return list(examples) if "segments" in examples[0] else self.codec.collate(examples)
-
-    def duration_sec(self, example: Mapping[str, Any]) -> float:
-        """Length of the audio of one piece (seconds)."""
-        return example["samples"] / self.hparams.sample_rate
-
-    def render(self, batch: Sequence[Mapping[str, Any]], noise: Noise) -> Iterator[tuple[int, Rendering]]:
-        """Generate the segments of each piece, join them and hand them to the vocoder as they come.
-
-        Segments are batched within a piece, never across pieces: matrix products round differently in batches of other
-        shapes, and an iterative vocoder turns that last bit into another sound. So a piece comes out the same to the
-        byte, whatever is rendered beside it.
-
-        Args:
-            batch: What `codec.encode` returned for each piece.
-            noise: The only source of randomness.
-
-        Yields:
-            Position of a piece in the batch, and the next chunk of its audio, [1, samples].
-        """
-        vocoder = self.part("vocoder")
-        for position, piece in enumerate(batch):
-            segments = piece["segments"]
-            output = _PieceOutput(self, vocoder, piece, noise.generator(position).initial_seed())
-            for first in range(0, len(segments), self.hparams.segments_per_batch):
-                chosen = segments[first : first + self.hparams.segments_per_batch]
-                generators = [noise.generator(position, first + index) for index in range(len(chosen))]
-                for index, mel in enumerate(
-                    self.sample_segments(self.codec.collate(chosen), self.noise_source(generators))
-                ):
-                    audio = output.push(mel, last=first + index + 1 == len(segments))
-                    if audio.shape[-1]:
-                        yield position, Rendering(audio=audio, sample_rate=self.hparams.sample_rate)
+    @classmethod
+    def is_published(cls, path: Path) -> bool:
+        """Whether a folder holds the official weights."""
+        return is_official(path)
 
     @classmethod
-    def load_published(cls, path: Path) -> SpectrogramDiffusion:
-        """Read a checkpoint of the PyTorch re-implementation, see `checkpoint.py`."""
-        from midisynth.models.spectrogram_diffusion.checkpoint import load_published
-
-        return load_published(path)
-
-
-def _content_generators(audio: Tensor) -> list[torch.Generator]:
-    """One CPU generator for each row of [batch, samples], seeded from the samples.
-
-    So validation and test draw the same numbers for an item in every epoch and on whichever process it is.
-    """
-    digests = [hashlib.sha256(row.float().numpy().tobytes()).digest() for row in audio.detach().cpu()]
-    return [torch.Generator().manual_seed(int.from_bytes(digest[:7], "little")) for digest in digests]
-
-
-class _PieceOutput:
-    """Joins the segments of one piece and turns them into audio; what it holds does not grow with the piece.
-
-    Args:
-        model: For its options.
-        vocoder: Spectrogram to waveform.
-        piece: From `SpectrogramDiffusionCodec.encode`.
-        seed: For whatever is random in the vocoder.
-    """
-
-    def __init__(self, model: SpectrogramDiffusion, vocoder: Vocoder, piece: Mapping[str, Any], seed: int):
-        self._join = CrossFade(model.hparams.overlap_frames)
-        self._stream = vocoder.stream(seed)
-        # Centred frame i + 1 is what a vocoder knows as frame i: without this the audio would be one hop late.
-        self._skip_frames = 1 if model.log_mel.framing == "centered" else 0
-        self._frames_left = piece["frames"]
-        self._samples_left = piece["samples"]
-
-    def push(self, mel: Tensor, last: bool) -> Tensor:
-        """Take one segment [segment_frames, mels]; return the audio [1, samples] that is final by now."""
-        frames = self._join.push(mel)
-        if last:
-            frames = torch.cat([frames, self._join.finish()])
-        frames = frames[self._skip_frames :]
-        self._skip_frames = 0
-        frames = frames[: self._frames_left]
-        self._frames_left -= len(frames)
-        audio = self._stream.push(frames)
-        if last:
-            audio = torch.cat([audio, self._stream.finish()])
-        audio = audio[: self._samples_left]
-        self._samples_left -= len(audio)
-        return audio.unsqueeze(0)
+    def read_published(cls, path: Path) -> Published:
+        """Read weights of the PyTorch re-implementation or of the official models, see `checkpoint.py`."""
+        return read_published(cls, path)

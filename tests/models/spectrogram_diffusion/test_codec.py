@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from midisynth.errors import MidiError, UsageError
-from midisynth.models.spectrogram_diffusion.codec import (
+from midisynth.models.spectrogram_diffusion.tokens import (
     PADDING,
     SEGMENT_NOTE_DTYPE,
     Vocabulary,
@@ -94,6 +94,20 @@ def test_real_files_survive_as_one_segment(build, midi_files):
         np.testing.assert_array_equal(np.sort(decoded["pitch"]), np.sort(notes["pitch"]))
         np.testing.assert_array_equal(np.sort(decoded["velocity_bin"]), np.sort(notes["velocity"]))
         np.testing.assert_allclose(decoded["onset_step"], notes[order]["onset_sec"] * 100, atol=0.51)
+
+
+def test_notes_far_away_change_no_token(build, midi_files):
+    """Cutting a segment out of a piece looks only at the notes that matter to it: also where notes of a key overlap."""
+    codec = build().codec
+    notes = codec.read(midi_files[1]).notes
+    crowded = notes.copy()
+    crowded["pitch"], crowded["duration_sec"] = 60 + notes["pitch"] % 3, 3 * notes["duration_sec"]
+    for piece in (notes, crowded):
+        for start_sec in np.linspace(-0.5, 11, 24):
+            events = note_events(piece, start_sec)
+            wanted = segment_tokens(events, 0, codec.segment_steps, codec.vocabulary)
+            got = codec.encode_segment(Performance(notes=piece), start_sec)["tokens"].tolist()
+            assert got == wanted
 
 
 def test_a_file_is_cut_into_the_segments_that_training_sees(build, midi_files):

@@ -23,6 +23,10 @@ KINDS = {
     "frames": {"tokens": False, "note_roll": True, "template_prior": True, "objective": "x0", "mel_min": -7.0},
     "all": {"note_roll": True, "template_prior": True, "objective": "x0", "velocity_bins": 8},
     "seed": {"compat": "seed"},
+    "context": {"context": True},
+    "context without tokens": {"context": True, "tokens": False, "note_roll": True},
+    "seed with context": {"compat": "seed", "context": True, "overlap_frames": 0},
+    "t5x": {"compat": "t5x", "context": True, "overlap_frames": 0},
 }
 
 
@@ -32,6 +36,9 @@ def training_batch(model: SpectrogramDiffusion, batch: int = 3) -> dict[str, tor
     examples = []
     for _ in range(batch):
         example = {"audio": 0.1 * torch.randn(model.codec.segment_samples, generator=generator)}
+        if context := model.codec.context_samples:
+            example["context_audio"] = 0.1 * torch.randn(context, generator=generator)
+            example["context_samples"] = torch.tensor(context * len(examples) // batch)  # the first row has none
         if model.codec.tokens:
             example["tokens"] = torch.randint(1, len(model.codec.vocabulary), (20,), generator=generator)
         if model.codec.tables:
@@ -49,20 +56,35 @@ def preset(name: str) -> dict:
 
 # Construction
 
+PUBLISHED = {
+    "diff_small": (83.5, 901, 81920),
+    "diff_small_context": (102.4, 901, 81920),
+    "diff_base_context": (402.5, 901, 81920),
+    "official_small_context": (104.0, 1536, 82240),
+    "official_base_context": (411.7, 1536, 82240),
+}
 
-def test_the_published_size():
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_sizes(name):
     with torch.device("meta"):
-        model = SpectrogramDiffusion(**preset("diff_small"))
-    assert sum(p.numel() for p in model.parameters()) == pytest.approx(83.5e6, abs=0.05e6)
-    assert len(model.codec.vocabulary) == 901
-    assert model.codec.segment_samples == 81920
+        model = SpectrogramDiffusion(**preset(name))
+    millions, rows, samples = PUBLISHED[name]
+    tensors = list(model.parameters())
+    if model.hparams.compat == "t5x":
+        # The authors count tables of positions, which are not trained.
+        tensors += [buffer for name, buffer in model.network.named_buffers() if name.endswith("positions")]
+    assert sum(tensor.numel() for tensor in tensors) == pytest.approx(millions * 1e6, abs=0.05e6)
+    assert model.codec.table_rows == rows
+    assert model.codec.segment_samples == samples
 
 
-def test_the_preset_of_the_published_model_spells_everything_out():
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_presets_of_published_models_spell_everything_out(name):
     model = SpectrogramDiffusion.__init__
     names = set(model.__code__.co_varnames[1 : model.__code__.co_argcount]) - {"optimizer", "lr_scheduler"}
     # With a range that is learned from the data its ends have no effect.
-    assert names - set(preset("diff_small")) == {"mel_min", "mel_max"}
+    assert names - set(preset(name)) == ({"mel_min", "mel_max"} if name.startswith("diff") else set())
 
 
 @pytest.mark.parametrize(
@@ -72,6 +94,9 @@ def test_the_preset_of_the_published_model_spells_everything_out():
         ({"template_prior": True}, "set objective to x0"),
         ({"compat": "seed", "note_roll": True}, "compat seed"),
         ({"overlap_frames": 40}, "at most half of segment_frames"),
+        ({"programs": "slakh"}, "belong to the tokens of compat t5x"),
+        ({"compat": "t5x", "shift_ids": 514}, "unset shift_ids"),
+        ({"grid": "leading"}, "goes with solver ddpm"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(build, options, text):
@@ -118,6 +143,41 @@ def test_training_target_covers_the_true_audio_of_its_last_frame(build):
     assert longer.shape == (1, 64, 128)
 
 
+def test_context_is_the_target_of_the_segment_before(build):
+    """In a recording without end, each segment is the next one's context, to the last frame."""
+    model = build(**KINDS["context"]).eval()
+    frames, hop = 64, 320
+    audio = 0.1 * torch.randn(1, 3 * frames * hop + hop)
+    second, third = (
+        {
+            "audio": audio[:, first : first + model.codec.segment_samples],
+            "context_audio": audio[:, first - frames * hop : first],
+            "context_samples": torch.tensor([known]),
+        }
+        for first, known in ((frames * hop, frames * hop), (2 * frames * hop, 10 * hop))
+    )
+    target, _ = model.spectrograms(second)
+    _, context = model.spectrograms(third)
+    torch.testing.assert_close(context["context"][:, -10:], target[:, -10:])
+    assert context["context_mask"].tolist() == [[False] * 54 + [True] * 10]
+
+
+@torch.no_grad()
+def test_what_is_not_known_of_the_context_does_not_matter(build):
+    model = build(**KINDS["context without tokens"]).eval()
+    batch = {"notes": training_batch(model)["notes"], "context_mask": torch.zeros(3, 64, dtype=torch.bool)}
+    z, t = torch.randn(3, 64, 128), torch.rand(3)
+
+    def output(context: torch.Tensor) -> torch.Tensor:
+        return model.network(z, t, model.condition({**batch, "context": context}, 64))
+
+    nothing = output(torch.zeros(3, 64, 128))
+    assert nothing.isfinite().all()
+    torch.testing.assert_close(output(torch.randn(3, 64, 128)), nothing)
+    batch["context_mask"][:, 40:] = True
+    assert (output(torch.zeros(3, 64, 128)) - nothing).abs().max() > 1e-4
+
+
 def test_validation_depends_on_the_items_alone(build, monkeypatch):
     logged = []
     monkeypatch.setattr(SpectrogramDiffusion, "log", lambda self, name, value, **_: logged.append((name, value.item())))
@@ -155,7 +215,7 @@ def test_schedules_scale_both_rates(build):
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.5e-3, 5e-3])
 
 
-@pytest.mark.parametrize("kind", ["tokens", "frames", "seed"])
+@pytest.mark.parametrize("kind", ["tokens", "frames", "seed", "context", "t5x"])
 def test_fit_and_test_run(build, kind, tmp_path):
     model = build(**KINDS[kind])
     examples = [{name: tensor[row] for name, tensor in training_batch(model, 4).items()} for row in range(4)]
@@ -223,6 +283,44 @@ def test_pieces_have_their_length_and_their_noise(build, excerpts):
     assert not alone.equal(rendered(model, excerpts[:1], seed=1)[0])
 
 
+@pytest.mark.parametrize("kind", ["context", "seed with context"])
+def test_pieces_with_context(build, excerpts, kind):
+    """Segments follow from each other; a piece comes out the same beside others, but for `pieces_per_batch`."""
+    model = build(**KINDS[kind], sample_steps=1).eval()
+    if kind == "seed with context":
+        model.mel_range.min.fill_(-11.0)
+        model.mel_range.max.fill_(4.0)
+    contexts: list[tuple[torch.Tensor, torch.Tensor]] = []
+    generated: list[torch.Tensor] = []
+    sample_segments = model.sample_segments
+
+    def record(batch, noise):
+        contexts.append((batch["context"], batch["context_mask"]))
+        generated.append(sample_segments(batch, noise))
+        return generated[-1]
+
+    model.sample_segments = record
+    together = rendered(model, excerpts)
+    counts = [len(model.codec.encode(path)["segments"]) for path in excerpts]
+    assert [len(mels) for mels in generated] == [1] * sum(counts)
+    context, mask = contexts[0]
+    if kind == "context":
+        assert not mask.any()
+        assert contexts[1][1].sum() == 56  # as many frames as the first segment is ahead of the second
+        expected = model.mel_range(generated[0][0, :56])
+        torch.testing.assert_close(contexts[1][0][0, -56:][:48], expected[:48])  # the rest is faded in from here on
+    else:
+        assert context.shape[1] == 65 and mask.all() and (context == context[0, 0, 0]).all()  # silence
+        torch.testing.assert_close(contexts[1][0], model.mel_range(generated[0]))
+    (alone,) = rendered(model, excerpts[:1])
+    assert alone.equal(together[0])
+    model.hparams.pieces_per_batch = 2
+    generated.clear()
+    side_by_side = rendered(model, excerpts)
+    assert [len(mels) for mels in generated] == [2] * min(counts) + [1] * (max(counts) - min(counts))
+    assert [audio.shape for audio in side_by_side] == [audio.shape for audio in together]
+
+
 def test_seed_models_sound_on_time(build, excerpts):
     """Their frames are centred, one hop later than vocoders expect: the first frame of a piece is left out."""
     model = build(**KINDS["seed"]).eval()
@@ -243,6 +341,8 @@ def test_seed_models_sound_on_time(build, excerpts):
 class RecordingVocoder(Vocoder):
     """Keeps the frames that it gets."""
 
+    sample_rate = 16000
+
     def __init__(self, pushed: list[torch.Tensor]):
         self.pushed = pushed
 
@@ -252,10 +352,10 @@ class RecordingVocoder(Vocoder):
         class Stream(VocoderStream):
             def push(self, mel: torch.Tensor) -> torch.Tensor:
                 recorder.pushed.append(mel)
-                return torch.zeros(len(mel) * 320)
+                return torch.zeros(1, len(mel) * 320)
 
             def finish(self) -> torch.Tensor:
-                return torch.zeros(0)
+                return torch.zeros(1, 0)
 
         return Stream()
 

@@ -6,7 +6,14 @@ from midisynth.models.spectrogram_diffusion.network import Denoiser
 FRAMES, MELS, VOCAB = 20, 12, 50
 
 
-def denoiser(tokens: bool = True, roll: bool = True, prior: bool = True, dropout: float = 0.0) -> Denoiser:
+def denoiser(
+    tokens: bool = True,
+    roll: bool = True,
+    prior: bool = True,
+    dropout: float = 0.0,
+    context: bool = True,
+    t5: bool = False,
+) -> Denoiser:
     torch.manual_seed(0)
     return Denoiser(
         mels=MELS,
@@ -22,6 +29,8 @@ def denoiser(tokens: bool = True, roll: bool = True, prior: bool = True, dropout
         max_tokens=30,
         note_roll=roll,
         prior_range=(-7.0, 4.0) if prior else None,
+        context=context,
+        t5=t5,
     )
 
 
@@ -31,12 +40,15 @@ def inputs(batch: int = 3) -> dict[str, torch.Tensor]:
     return {
         "tokens": torch.randint(1, VOCAB, (batch, 9), generator=generator),
         "notes": notes,
+        "context": torch.randn(batch, FRAMES, MELS, generator=generator),
     }
 
 
+@pytest.mark.parametrize("context", [False, True])
+@pytest.mark.parametrize("t5", [False, True])
 @pytest.mark.parametrize(("tokens", "roll", "prior"), [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1), (1, 1, 1)])
-def test_every_parameter_has_a_gradient(tokens, roll, prior):
-    network = denoiser(bool(tokens), bool(roll), bool(prior))
+def test_every_parameter_has_a_gradient(tokens, roll, prior, context, t5):
+    network = denoiser(bool(tokens), bool(roll), bool(prior), context=context, t5=t5)
     conditioning = network.condition(FRAMES, **inputs(), keep=torch.tensor([True, False, True]))
     output = network(torch.randn(3, FRAMES, MELS), torch.rand(3), conditioning)
     assert output.shape == (3, FRAMES, MELS)
@@ -79,7 +91,7 @@ def test_masked_padding_leaves_no_trace():
     network = denoiser().eval()
     z, t = torch.randn(3, FRAMES, MELS), torch.rand(3)
     plain = inputs()
-    padded = {"tokens": torch.nn.functional.pad(plain["tokens"], (0, 4)), "notes": plain["notes"]}
+    padded = {**plain, "tokens": torch.nn.functional.pad(plain["tokens"], (0, 4))}
     masked = network.condition(FRAMES, **padded, token_mask=padded["tokens"] != 0)
     torch.testing.assert_close(
         network(z, t, masked), network(z, t, network.condition(FRAMES, **plain)), rtol=1e-5, atol=1e-6
