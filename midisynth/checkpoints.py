@@ -9,22 +9,26 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import os
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import save, save_file
 from torch import Tensor
 
 import midisynth
 from midisynth import registry, weights
-from midisynth.errors import CheckpointError
+from midisynth.errors import CheckpointError, PluginError
 from midisynth.module import MidiModule
 from midisynth.tensor_files import check_state, file_sha256, load_state, read_checkpoint, read_safetensors, read_tensors
 
@@ -34,10 +38,12 @@ __all__ = [
     "load_model",
     "load_state",
     "load_weights",
+    "packed",
     "read_hyper_parameters",
     "read_tensors",
     "save_weights",
     "trained_config",
+    "unpacked",
 ]
 
 TENSORS_FILE = "model.safetensors"
@@ -49,6 +55,8 @@ HUB_PREFIX = "hf://"
 _INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 # Needed for training alone, and given as class paths.
 _TRAINING_OPTIONS = {"optimizer", "lr_scheduler"}
+# Entry of the header of a packed checkpoint.
+_PACKED = "midisynth"
 # Name of a part's bytes among the tensors of a folder.
 _PART_PREFIX = "parts."
 
@@ -192,9 +200,65 @@ def save_weights(model: MidiModule, folder: str | os.PathLike[str], half: bool =
         unfinished.unlink(missing_ok=True)
 
 
+def packed(reference: str | os.PathLike[str]) -> bytes:
+    """A checkpoint without its training, as one safetensors file that describes the model in its header.
+
+    Args:
+        reference: As in `load_model`.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    stored = _read(reference)
+    config = {"class_path": stored.class_path, "init_args": stored.options, "midisynth_version": stored.version}
+    tensors = {name: tensor.contiguous() for name, tensor in stored.state.items()}
+    return save(tensors, metadata={_PACKED: json.dumps(config)})
+
+
+def unpacked(content: bytes, context: str) -> MidiModule:
+    """Build the model, in evaluation mode, that `packed` has made bytes of.
+
+    Args:
+        content: The bytes.
+        context: Names the model in errors.
+
+    Raises:
+        CheckpointError: The bytes are damaged, or name a class that is not allowed.
+    """
+    with TemporaryDirectory() as folder:
+        path = Path(folder, TENSORS_FILE)
+        path.write_bytes(content)
+        try:
+            state = read_safetensors(path)
+            with safe_open(path, framework="pt") as file:
+                config = json.loads((file.metadata() or {})[_PACKED])
+            stored = _Stored(
+                config["class_path"], _options(config["init_args"], context), state, config["midisynth_version"]
+            )
+        except (CheckpointError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{context}: what the checkpoint carries of it is damaged") from error
+    model = _build(stored, {}, context)
+    _fill(model, stored, context)
+    return model.eval()
+
+
 def _read(reference: str | os.PathLike[str], tensors: bool = True) -> _Stored:
     path = _locate(os.fspath(reference))
-    return _read_folder(path, tensors) if path.is_dir() else _read_lightning(path, tensors)
+    if not path.is_dir():
+        return _read_lightning(path, tensors)
+    if not (path / CONFIG_FILE).is_file():
+        for model in _models():
+            if model.is_published(path):
+                published = model.read_published(path)
+                return _Stored(model.class_path(), published.options, published.state)
+    return _read_folder(path, tensors)
+
+
+def _models() -> Iterator[type[MidiModule]]:
+    """The installed models; those that cannot be imported are left out."""
+    for entry in registry.entries("models"):
+        with suppress(PluginError):
+            yield entry.load()
 
 
 def _locate(reference: str) -> Path:
@@ -221,8 +285,12 @@ def _download(reference: str) -> Path:
     except ImportError as error:
         raise CheckpointError(f"{reference}: needs the package huggingface_hub: pip install huggingface_hub") from error
     try:
-        # Nothing that could hold code is even downloaded.
+        # Of our own repositories, nothing that could hold code is even downloaded.
         folder = snapshot_download(match[1], revision=match[2], allow_patterns=["*.safetensors", "*.yaml"])
+        if not Path(folder, CONFIG_FILE).is_file():
+            # Those of others may have pickles: they are read without running what is in them.
+            patterns = sorted({pattern for model in _models() for pattern in model.published_files})
+            folder = snapshot_download(match[1], revision=match[2], allow_patterns=patterns)
     # It raises errors of its own, of its HTTP client and of the system, without a common base.
     except Exception as error:
         cause = " ".join(str(error).split())[:200]

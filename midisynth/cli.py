@@ -189,6 +189,16 @@ class MidiCLI(LightningCLI):
         super().add_default_arguments_to_parser(parser)
         if self.command == "prepare":
             parser.add_argument("--workers", type=int | None, default=None, help="processes; all cores when not given")
+        if self.command == "test":
+            group = parser.add_argument_group("Scores of audio")
+            group.add_argument(
+                "--embeddings",
+                type=dict[str, str | None] | None,
+                default=None,
+                help="networks for Frechet distances, by name: --embeddings.vggish FILE, --embeddings.NAME FILE.onnx",
+            )
+            group.add_argument("--transcribe", action="store_true", help="score the notes that a transcriber hears")
+            group.add_argument("--report", type=str | None, default=None, help="JSON file for the scores")
         if self.command != "predict":
             return
         group = parser.add_argument_group("Inputs and outputs")
@@ -276,6 +286,11 @@ class MidiCLI(LightningCLI):
         if config.get("enable_progress_bar") in (None, True) and not any(isinstance(c, ProgressBar) for c in callbacks):
             # For predict, rendering puts its own in the place of this one.
             callbacks.append(RichProgressBar() if sys.stdout.isatty() else PlainProgress())
+        if self.command == "test":
+            from midisynth.evaluation import AudioEvaluation
+
+            options = self.config.test
+            callbacks.append(AudioEvaluation(options.embeddings, options.transcribe, options.report))
         config["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
 

@@ -7,6 +7,7 @@ a traceback. Anything else is a bug of ours. This module imports the standard li
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 
 class MidisynthError(Exception):
@@ -23,6 +24,24 @@ class PluginError(UsageError):
 
 class CheckpointError(MidisynthError):
     """A checkpoint is missing, damaged, foreign, or asks for something that is not allowed."""
+
+
+class TensorMismatch(CheckpointError):
+    """A file has not the tensors that a model has.
+
+    Args:
+        message: Tells how many, and the first of them.
+        missing: Names of those that it lacks.
+        unexpected: Names of those that have no place.
+    """
+
+    def __init__(self, message: str, missing: Sequence[str], unexpected: Sequence[str]):
+        self.missing = tuple(missing)
+        self.unexpected = tuple(unexpected)
+        super().__init__(message)
+
+    def __reduce__(self):
+        return type(self), (str(self), self.missing, self.unexpected)
 
 
 class DataError(MidisynthError):

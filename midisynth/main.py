@@ -25,9 +25,10 @@ TRAINER_COMMANDS = {
 SMALL_COMMANDS = {
     "prepare": "prepare training data: parallel, resumable",
     "import": "turn published weights into a checkpoint",
+    "demo": "a web page on this machine that plays MIDI files",
     "models": "list the installed models",
     "data": "list the installed data modules",
-    "corpora": "list the installed corpus readers",
+    "corpora": "list the installed corpus readers, or what is in one",
 }
 
 HELP = f"""\

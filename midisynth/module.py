@@ -36,8 +36,9 @@ from midisynth.datasets.files import cache_folder
 from midisynth.datasets.progress import progress_report
 from midisynth.music.notes import Performance
 from midisynth.outputs import Outcome, RenderBatch, render_batch
-from midisynth.parts import PartLoader, Parts
+from midisynth.parts import PartLoader, PartReader, Parts, read_file
 from midisynth.registry import open_corpus
+from midisynth.tensor_files import load_state
 from midisynth.training.sampler import (
     EvaluationSampler,
     ResumableLoader,
@@ -84,6 +85,19 @@ class Rendering:
     performance: Performance | None = None
     figure: Any = None
     report: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model as its authors published it, in our words.
+
+    Attributes:
+        options: Of the constructor.
+        state: State dict.
+    """
+
+    options: dict[str, Any]
+    state: dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -139,12 +153,15 @@ class MidiModule(LightningModule):
         reads: Suffixes of the files that `predict` accepts.
         writes: Suffix of the files that it makes.
         needs_input: False for a composer, which predicts without an input file.
+        published_files: Patterns of the files of a Hub repository that `read_published` needs; none where there is no
+            such repository.
         codec: Music to tensors; see `Codec`.
     """
 
     reads: ClassVar[tuple[str, ...]] = (".mid", ".midi")
     writes: ClassVar[str] = ".wav"
     needs_input: ClassVar[bool] = True
+    published_files: ClassVar[tuple[str, ...]] = ()
     codec: Codec
 
     def __init__(
@@ -164,15 +181,16 @@ class MidiModule(LightningModule):
     def _part_reference(self, name: str) -> str:
         return self.hparams[name]
 
-    def declare_part(self, name: str, load: PartLoader) -> None:
+    def declare_part(self, name: str, load: PartLoader, read: PartReader = read_file) -> None:
         """Announce a frozen component, such as a vocoder, that the hyper-parameter `name` (a string) chooses.
 
         Args:
             name: Of the hyper-parameter.
-            load: Builds the component on first use from the hyper-parameter and, by keyword, `content`: the bytes of
-                the file it names if a checkpoint carried it, else None.
+            load: Builds the component on first use from the hyper-parameter and, by keyword, `content`: what a
+                checkpoint carried of it, else None.
+            read: What a checkpoint has to carry, from the hyper-parameter; the file it names unless told otherwise.
         """
-        self._parts.declare(name, load)
+        self._parts.declare(name, load, read)
 
     def part(self, name: str) -> Any:
         """The component declared as `name`.
@@ -222,13 +240,26 @@ class MidiModule(LightningModule):
         return render_batch(self, batch)
 
     @classmethod
-    def load_published(cls, path: Path) -> MidiModule:
-        """Build the model from weights as their authors published them (`midisynth import`).
+    def is_published(cls, path: Path) -> bool:
+        """Whether a folder looks as the authors of this model published it, so that `predict` takes it as it is."""
+        return False
+
+    @classmethod
+    def read_published(cls, path: Path) -> Published:
+        """Read weights as their authors published them (`midisynth import`).
 
         Raises:
-            midisynth.errors.CheckpointError: The file is not one of the published layouts.
+            midisynth.errors.CheckpointError: They are not in one of the published layouts.
         """
         raise errors.UsageError(f"{cls.__name__} has no importer for published weights")
+
+    @classmethod
+    def load_published(cls, path: Path) -> MidiModule:
+        """Build the model from weights as their authors published them; errors as in `read_published`."""
+        published = cls.read_published(path)
+        model = cls(**published.options)
+        load_state(model, published.state, str(path))
+        return model
 
     def log(self, name: str, value: Any, *args: Any, batch_size: int | None = None, **options: Any) -> None:
         # Lightning averages the number of examples over processes, in the type that it is given: integers would be

@@ -17,8 +17,15 @@ import torch
 from midisynth import weights
 from midisynth.errors import CheckpointError
 
-#: Called with the reference, and with `content`: the bytes of the file it names if a checkpoint carried it, or None.
+#: Called with the reference, and with `content`: what a checkpoint carried of it, or None.
 PartLoader = Callable[..., Any]
+#: Called with the reference; returns the bytes that a checkpoint has to carry, or None for what comes with the package.
+PartReader = Callable[[str], bytes | None]
+
+
+def read_file(reference: str) -> bytes | None:
+    """The bytes of the file that a reference names; None if it names none."""
+    return Path(reference).read_bytes() if Path(reference).is_file() else None
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,7 @@ class _Carried:
 
     Attributes:
         reference: The hyper-parameter it belongs to.
-        content: Bytes of the file; None if the reference is a name.
+        content: What the reader of the part returned.
     """
 
     reference: str
@@ -44,6 +51,7 @@ class Parts:
     def __init__(self, reference: Callable[[str], str]):
         self._reference = reference
         self._loaders: dict[str, PartLoader] = {}
+        self._readers: dict[str, PartReader] = {}
         self._carried: dict[str, _Carried] = {}
         self._resolved: dict[str, tuple[str, Any]] = {}
 
@@ -54,9 +62,10 @@ class Parts:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_resolved": {}}
 
-    def declare(self, name: str, load: PartLoader) -> None:
-        """Add a part that is loaded when it is first used."""
+    def declare(self, name: str, load: PartLoader, read: PartReader = read_file) -> None:
+        """Add a part that is loaded when it is first used, and read when the model is saved."""
         self._loaders[name] = load
+        self._readers[name] = read
 
     def get(self, name: str) -> Any:
         """The part, loaded.
@@ -72,7 +81,7 @@ class Parts:
         return self._resolved[name][1]
 
     def state(self) -> dict[str, dict[str, Any]]:
-        """What a checkpoint stores: for each part its reference, its SHA-256, and the bytes [bytes] uint8 of a file."""
+        """What a checkpoint stores: for each part its reference, a SHA-256, and the bytes [bytes] uint8 it carries."""
         return {name: self._describe(name) for name in self._loaders}
 
     def _describe(self, name: str) -> dict[str, Any]:
@@ -80,9 +89,9 @@ class Parts:
         carried = self._carried.get(name)
         if carried is not None and carried.reference == reference and carried.content is not None:
             content = carried.content
-        elif Path(reference).is_file():
-            content = Path(reference).read_bytes()
         else:
+            content = self._readers[name](reference)
+        if content is None:
             shipped = weights.find(reference)
             return {"reference": reference, "sha256": None if shipped is None else shipped.sha256}
         data = torch.frombuffer(bytearray(content), dtype=torch.uint8)

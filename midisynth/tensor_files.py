@@ -19,36 +19,38 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from midisynth.errors import CheckpointError
+from midisynth.errors import CheckpointError, TensorMismatch
 
 #: Real headers take some hundred bytes a tensor. Parsing what the format allows (100 MB) takes seconds.
 MAX_HEADER_BYTES = 10_000_000
+
+#: What files of torch.save from before 1.6 start with: a pickled number. They have no checksums.
+LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 
 #: How many names an error lists.
 LISTED = 5
 
 
-def read_checkpoint(path: str | os.PathLike[str], check_tensors: bool = True) -> dict[str, Any]:
+def read_checkpoint(path: str | os.PathLike[str], check_tensors: bool = True, legacy: bool = False) -> dict[str, Any]:
     """Read a checkpoint in torch's zip format; its tensors stay on disk until they are used.
 
     Args:
         path: The file.
         check_tensors: Compare the checksums of the tensors, which reads all of them, and not only of what describes
             them.
+        legacy: Take files in the format before torch 1.6 as well, whose damage can stay unnoticed.
 
     Raises:
         CheckpointError: The file is missing, damaged, not a checkpoint, or contains more than tensors and plain values.
     """
     path = Path(path)
-    _refuse_other_files(path)
+    old = legacy and _is_legacy(path)
+    if not old:
+        _refuse_other_files(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            for info in archive.infolist():
-                if info.compress_type != zipfile.ZIP_STORED:
-                    raise CheckpointError(f"{path}: not a checkpoint: its records are compressed")
-                if check_tensors or info.filename.endswith(".pkl"):
-                    _read_all(archive, info)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if not old:
+            _check_records(path, check_tensors)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=not old)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: {_unpickling_cause(error)}") from error
     except (zipfile.BadZipFile, RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError) as error:
@@ -63,11 +65,12 @@ def read_checkpoint(path: str | os.PathLike[str], check_tensors: bool = True) ->
     return content
 
 
-def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+def read_tensors(path: str | os.PathLike[str], legacy: bool = False) -> dict[str, Tensor]:
     """Read the tensors of a published file: safetensors, a state dict, or a checkpoint with a state dict in it.
 
     Args:
         path: The file.
+        legacy: As in `read_checkpoint`.
 
     Raises:
         CheckpointError: The file is missing, damaged, or contains something else.
@@ -75,7 +78,7 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     path = Path(path)
     if path.suffix == ".safetensors":
         return read_safetensors(path)
-    content = read_checkpoint(path)
+    content = read_checkpoint(path, legacy=legacy)
     tensors = content.get("state_dict", content)
     if not isinstance(tensors, Mapping) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise CheckpointError(f"{path}: expected a state dict: names of tensors to tensors")
@@ -126,7 +129,7 @@ def check_state(module: nn.Module, state: Mapping[str, Tensor], context: str) ->
         context: Names the file in errors.
 
     Raises:
-        CheckpointError: A tensor is missing, has no place, or has another shape; tells the first five and how many.
+        TensorMismatch: A tensor is missing, has no place, or has another shape; tells the first five and how many.
     """
     own = module.state_dict()
     problems = {
@@ -147,7 +150,8 @@ def check_state(module: nn.Module, state: Mapping[str, Tensor], context: str) ->
     }
     found = [f"{len(names)} {what}: {_first(names)}" for what, names in problems.items() if names]
     if found:
-        raise CheckpointError(f"{context}: its tensors do not fit {type(module).__name__}: {'; '.join(found)}")
+        message = f"{context}: its tensors do not fit {type(module).__name__}: {'; '.join(found)}"
+        raise TensorMismatch(message, problems["missing"], problems["unexpected"])
 
 
 def file_sha256(path: Path) -> str:
@@ -162,6 +166,23 @@ def file_sha256(path: Path) -> str:
 def _first(names: list[str]) -> str:
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more
+
+
+def _is_legacy(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(LEGACY_MAGIC)) == LEGACY_MAGIC
+
+
+def _check_records(path: Path, tensors: bool) -> None:
+    """Read records so that their checksums are compared: those that describe the content, or with all `tensors`."""
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            if info.compress_type != zipfile.ZIP_STORED:
+                raise CheckpointError(f"{path}: not a checkpoint: its records are compressed")
+            if tensors or info.filename.endswith(".pkl"):
+                _read_all(archive, info)
 
 
 def _read_all(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:

@@ -284,10 +284,10 @@ class _ReadableStream(VocoderStream):
         self._hop_samples = hop_samples
 
     def push(self, mel: Tensor) -> Tensor:
-        return torch.nn.functional.pad(mel, (0, self._hop_samples - mel.shape[1])).flatten()
+        return torch.nn.functional.pad(mel, (0, self._hop_samples - mel.shape[1])).flatten()[None]
 
     def finish(self) -> Tensor:
-        return torch.zeros(0)
+        return torch.zeros(1, 0)
 
 
 def run(*words: str) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import soundfile
 
 from midisynth.music.clock import ticks_from_seconds
 from midisynth.music.midi import write_midi
@@ -24,11 +25,12 @@ def example_inputs(reads: Sequence[str], folder: Path) -> list[Path]:
         ".mid": _midi_files,
         ".musicxml": _score_files,
         ".xml": _score_files,
+        ".wav": _audio_files,
     }
     for suffix in reads:
         if suffix in makers:
             return list(makers[suffix](folder))
-    assert not reads, f"no example inputs for {reads}: read .mid or .musicxml as well"
+    assert not reads, f"no example inputs for {reads}: read .mid, .musicxml or .wav as well"
     return []
 
 
@@ -84,4 +86,14 @@ def _score_files(folder: Path) -> Iterator[Path]:
             f"{measure}{notes}</measure></part></score-partwise>",
             encoding="utf-8",
         )
+        yield path
+
+
+def _audio_files(folder: Path) -> Iterator[Path]:
+    # Rate (Hz), channels and length (seconds): no two alike.
+    for name, (rate, channels, seconds) in {"mono": (16000, 1, 1.0), "stereo": (44100, 2, 0.61)}.items():
+        time = np.arange(round(rate * seconds))[:, None] / rate
+        fading = np.exp(-3 * time) * np.sin(2 * np.pi * 440 * time) * np.linspace(0.2, 0.4, channels)
+        path = folder / f"{name}.wav"
+        soundfile.write(path, fading, rate)
         yield path

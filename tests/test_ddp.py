@@ -93,9 +93,9 @@ def test_test_of_103_samples_measures_the_same(
 
 
 @pytest.mark.parametrize("entry", [entry.name for entry in registry.entries("models") if entry.package == OURS])
-def test_metrics_of_the_models_that_come_with_us(entry: str, plugin_environment: dict[str, str]):
+def test_metrics_of_the_models_that_come_with_us(entry: str, plugin_environment: dict[str, str], tmp_path: Path):
     """Their noise belongs to the example, not to the process; an odd number of examples is left to each metric."""
-    words = ["test", f"--config={entry}/tiny", "--data.batch_size=1"]
+    words = ["test", f"--config={entry}/tiny", "--data.batch_size=1", f"--report={tmp_path}/report.json"]
     tables = [midisynth(plugin_environment, ROOT, *words, *where) for where in (ONE_PROCESS, TWO_PROCESSES)]
     one, two = (
         {name: float(value) for name, value in re.findall(r"(test/\w+)\W+([-\d.]+(?:e-?\d+)?)", table)}

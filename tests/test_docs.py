@@ -18,6 +18,9 @@ import yaml
 
 from midisynth import registry, weights
 from midisynth.checkpoints import save_weights
+from midisynth.commands import demo_options
+from midisynth.datasets.rendered import Rendered
+from midisynth.datasets.sampled_piano import SampledPiano
 from midisynth.main import main
 from midisynth.models.spectrogram_diffusion import SpectrogramDiffusion
 from midisynth.music.midi import read_midi, write_midi
@@ -73,12 +76,20 @@ def song(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("line", commands())
-def test_commands_parse(line: str, song: Path, tiny_weights: Path, capsys: pytest.CaptureFixture[str]):
+def test_commands_parse(
+    line: str,
+    song: Path,
+    tiny_weights: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
     """The real parser accepts them, up to where work would begin. Checkpoints and inputs are made if need be."""
     _, _, command = line.partition(": ")
     words = shlex.split(command)[1:]
     for option, value in pairwise(words):
-        if option in ("--ckpt", "--ckpt_path") and weights.find(value) is None:
+        if value.startswith("hf://"):
+            monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tiny_weights))
+        elif option in ("--ckpt", "--ckpt_path") and weights.find(value) is None:
             shutil.copytree(tiny_weights, value)
         if option == "--config" and value.endswith(".yaml"):
             Path(value).parent.mkdir(parents=True, exist_ok=True)
@@ -87,11 +98,16 @@ def test_commands_parse(line: str, song: Path, tiny_weights: Path, capsys: pytes
         if words[0] == "predict" and word.endswith("/") and not Path(word).exists():
             Path(word).mkdir()
             shutil.copy(song, word)
+    if words[0] == "demo":
+        demo_options(words[1:])
+        return
     if words[0] in PARSED and not any(word.endswith("help") for word in words):
         words.append("--print_config")
     code = main(words)
     error = capsys.readouterr().err
-    if words[0] == "import":
+    if words[0] == "corpora" and "--root" in words:
+        assert error.endswith(f"no such folder: {words[words.index('--root') + 1]}\n")
+    elif words[0] == "import":
         assert error == f"midisynth: error: {words[2]}: no such file\n"
     else:
         assert code == 0, error
@@ -174,9 +190,10 @@ def table(page: Path, first: str) -> dict[str, list[str]]:
     return {row[0].strip("`"): row[1:] for row in cells}
 
 
-def test_options_of_the_model_are_listed_with_their_defaults():
-    listed = table(ROOT / "docs/models/spectrogram_diffusion.md", "option")
-    parameters = dict(inspect.signature(SpectrogramDiffusion).parameters)
+@pytest.mark.parametrize("model", ["spectrogram_ar", "spectrogram_diffusion", "vocoder"])
+def test_options_of_the_model_are_listed_with_their_defaults(model: str):
+    listed = table(ROOT / f"docs/models/{model}.md", "option")
+    parameters = dict(inspect.signature(registry.load("models", model)).parameters)
     del parameters["optimizer"], parameters["lr_scheduler"]
     assert list(listed) == list(parameters)
     for option, parameter in parameters.items():
@@ -187,9 +204,33 @@ def test_options_of_the_model_are_listed_with_their_defaults():
             assert stated == str(parameter.default), option
 
 
-def test_presets_of_the_model_are_listed():
-    entry = registry.entry("models", "spectrogram_diffusion")
-    assert set(table(ROOT / "docs/models/spectrogram_diffusion.md", "preset")) == set(registry.presets(entry))
+@pytest.mark.parametrize("model", ["spectrogram_ar", "spectrogram_diffusion", "vocoder"])
+def test_presets_of_the_model_are_listed(model: str):
+    entry = registry.entry("models", model)
+    assert set(table(ROOT / f"docs/models/{model}.md", "preset")) == set(registry.presets(entry))
+
+
+def test_corpora_are_listed_with_their_options():
+    page = ROOT / "docs" / "corpora.md"
+    ours = [entry for entry in registry.entries("corpora") if entry.package == registry.DISTRIBUTION]
+    assert [re.match(r"\[`(\w+)`\]", cell)[1] for cell in table(page, "corpus")] == sorted(entry.name for entry in ours)
+    for entry in ours:
+        assert entry.name in anchors(page)
+        if entry.name == "rendered":
+            continue
+        parameters = inspect.signature(entry.load()).parameters
+        expected = {name: f"`{p.default}`" for name, p in parameters.items() if name not in ("root", "weight")}
+        assert {option: cells[0] for option, cells in table(page, f"`{entry.name}`").items()} == expected
+
+
+def test_options_of_the_sampled_piano_are_listed_with_their_defaults():
+    parameters = inspect.signature(Rendered).parameters
+    ours = set(parameters) & (set(inspect.signature(SampledPiano).parameters) - {"root"})
+    listed = table(ROOT / "docs/training.md", "sampled piano")
+    assert set(listed) == ours
+    for option, (default, _) in listed.items():
+        value = parameters[option].default
+        assert yaml.safe_load(default.strip("`")) == (list(value) if isinstance(value, tuple) else value), option
 
 
 def test_options_of_predict_are_listed_with_their_defaults(capsys: pytest.CaptureFixture[str]):

@@ -31,6 +31,25 @@ def test_tiny_fits_and_predicts(precision: str, tmp_path: Path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--trainer.callbacks+=midisynth.training.compiling.CompileModules", "--trainer.callbacks.modules=[network]"],
+        ["--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging", "--trainer.callbacks.decay=0.9"],
+        ["--trainer.accumulate_grad_batches=2"],
+    ],
+    ids=["compiled", "averaged", "accumulated"],
+)
+def test_ways_of_training_save_what_loads_without_them(options: list[str], tmp_path: Path):
+    """In bfloat16, as `small_gpu` uses them; loading checks the names of all tensors."""
+    words = ["fit", "--config=spectrogram_diffusion/tiny", f"--trainer.default_root_dir={tmp_path}"]
+    words += ["--trainer.accelerator=gpu", "--trainer.devices=1", "--trainer.precision=bf16-mixed", *options]
+    done = subprocess.run([sys.executable, "-m", "midisynth", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (checkpoint,) = tmp_path.rglob("last.ckpt")
+    assert all(tensor.isfinite().all() for tensor in load_model(str(checkpoint)).state_dict().values())
+
+
 def test_spectrograms_equal_those_of_the_cpu():
     model = load_model(default_checkpoint([str(EXAMPLE)]))
     segments = model.codec.collate(model.codec.encode(EXAMPLE)["segments"][:8])

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import promises
 import pytest
 import torch
 import yaml
@@ -17,6 +17,7 @@ from midisynth import weights
 from midisynth.audio.io import load_audio
 from midisynth.checkpoints import load_model
 from midisynth.metrics.functional import onset_energy_rise
+from midisynth.module import MidiModule
 from midisynth.music.midi import read_midi, write_midi
 from midisynth.music.notes import NOTE_DTYPE, Performance
 from midisynth.render import default_checkpoint, predict
@@ -71,25 +72,55 @@ def test_predict_plays_the_example(tmp_path: Path):
     assert (onset_energy_rise(audio, 16000, moved) > STRUCK_DB).mean() < 0.6
 
 
-def test_louder_notes_are_louder(tmp_path: Path):
-    notes = np.zeros(4, NOTE_DTYPE)
-    notes["onset_tick"], notes["duration_tick"] = np.arange(4) * 1920, 960
-    notes["onset_sec"], notes["duration_sec"] = np.arange(4) * 2.0, 1.0
-    notes["pitch"], notes["velocity"] = 60, [25, 55, 85, 115]
-    write_midi(Performance(notes=notes), tmp_path / "in.mid")
-    predict(load_model(default_checkpoint(["in.mid"])), tmp_path / "in.mid", tmp_path / "out.wav")
-    audio = load_audio(tmp_path / "out.wav")[0]
-    levels = [float(audio[start : start + 16000].square().mean().sqrt()) for start in range(0, 4 * 32000, 32000)]
-    assert all(1.3 * low < high for low, high in itertools.pairwise(levels)), levels
+@pytest.fixture(scope="module")
+def piano() -> MidiModule:
+    """The default for MIDI files."""
+    return load_model(default_checkpoint(["in.mid"]))
 
 
-def test_the_same_bytes_alone_and_beside_others(tmp_path: Path):
-    model = load_model(default_checkpoint(["in.mid"]))
+@pytest.fixture(scope="module")
+def play(piano: MidiModule, tmp_path_factory: pytest.TempPathFactory) -> promises.Play:
+    return promises.player(piano, tmp_path_factory.mktemp("promises"))
+
+
+def test_louder_notes_are_louder(play: promises.Play):
+    """Velocities 20, 50, 80, 110 from the bass to the treble."""
+    found = promises.loudness(play)
+    assert found["velocity_smallest_step_db"] > 0, found
+    assert found["velocity_smallest_span_db"] >= 12, found
+
+
+def test_held_notes_decay(play: promises.Play):
+    found = promises.decay(play)
+    assert found["held_smallest_fall_db"] > 0, found
+
+
+def test_silence_is_silent(play: promises.Play):
+    """Before the first note, in a long rest, and when the last note has faded."""
+    found = promises.silence(play)
+    assert max(found.values()) < -60, found
+
+
+def test_no_seam_is_heard(piano: MidiModule, play: promises.Play):
+    """Nowhere does the waveform jump, and where segments meet a held chord goes on."""
+    times = promises.seam_times(piano, promises.CHORD_SEC)
+    found = promises.seams(play, times, promises.excerpt(EXAMPLES / "mozart_k331.mid", 10.0))
+    assert found["seams"] >= 2
+    assert max(found["largest_jump_in_chord"], found["largest_jump_in_piece"]) <= 2, found
+    assert found["largest_level_step_db"] <= 3, found
+
+
+@pytest.mark.parametrize("seconds", [20.0, pytest.param(600.0, marks=pytest.mark.slow)])
+def test_onsets_do_not_drift(play: promises.Play, seconds: float):
+    assert abs(promises.drift(play, seconds)["drift_sec"]) <= promises.FRAME_SEC
+
+
+def test_the_same_bytes_alone_and_beside_others(piano: MidiModule, tmp_path: Path):
     (tmp_path / "in").mkdir()
     for number, seconds in enumerate((3, 8, 5)):
         piece(tmp_path / "in" / f"{number}.mid", seconds, 10 * seconds)
-    predict(model, tmp_path / "in", tmp_path / "together", batch_size=3)
-    predict(model, [tmp_path / "in" / f"{number}.mid" for number in (2, 0, 1)], tmp_path / "alone")
+    predict(piano, tmp_path / "in", tmp_path / "together", batch_size=3)
+    predict(piano, [tmp_path / "in" / f"{number}.mid" for number in (2, 0, 1)], tmp_path / "alone")
     for number in range(3):
         together, alone = (load_audio(tmp_path / run / f"{number}.wav") for run in ("together", "alone"))
         assert torch.equal(together, alone)
