@@ -135,7 +135,8 @@ class AudioEvaluation(Callback):
             for network in self._networks:
                 row.update_embedding(network.name, _embed(network, audio, rate), embedded[network.name], clips)
             self._update_notes(row, audio, outputs)
-        self._update_notes(self._row(TRUTH, rate, device), reference, outputs)
+        if self._transcriber is not None:
+            self._update_notes(self._row(TRUTH, rate, device), reference, outputs)
         self._sample_rate = rate
         self._clips.update(len(reference))
         self._seconds.update(reference.numel() / rate)
@@ -161,13 +162,15 @@ class AudioEvaluation(Callback):
         with warnings.catch_warnings():
             # Told below, once.
             warnings.filterwarnings("ignore", message=".*too few for a Fréchet distance")
+            warnings.filterwarnings("ignore", message=".*NoteScores was called before the ``update``")
             scores = {name: row.compute() for name, row in self._rows.items()}
             clips, seconds = int(self._clips.compute()), float(self._seconds.compute())
         for name, values in scores.items():
             prefix = "test/" if name == PREDICTION else f"test/{name.replace(' ', '_')}/"
-            logged = {key: value for key, value in values.items() if not math.isnan(value)}
             # Every process has the same; without `sync_dist` Lightning would warn that they may differ.
-            pl_module.log_dict({prefix + key: value for key, value in logged.items()}, sync_dist=True)
+            for key, value in values.items():
+                if not (math.isnan(value) or key.endswith("_frames")):
+                    pl_module.log(prefix + key, value, sync_dist=True)
         self._add_remarks(scores)
         result = {
             "midisynth": midisynth.__version__,

@@ -14,7 +14,7 @@ from smf_bytes import control, midi, off, on, program, tempo, track
 from midisynth.music.clock import ticks_from_seconds
 from midisynth.music.midi import read_midi
 from midisynth.music.notes import CONTROL_DTYPE, NOTE_DTYPE, Performance
-from midisynth.music.pedal import SUSTAIN, extend_by_pedal
+from midisynth.music.pedal import SUSTAIN, extend_by_pedal, pedal_stretches
 
 
 def pedal(tick: int, value: int, channel: int = 0):
@@ -111,6 +111,18 @@ def test_what_happens_at_one_tick_does_not_depend_on_the_tempo(usec_per_quarter)
         release = onset + duration
         events = on(onset), pedal(release, 127), off(release), pedal(release + 71, 0)
         assert spans(track(tempo(0, usec_per_quarter), *events)) == [(60, onset, release + 71)]
+
+
+def test_stretches_of_pedal():
+    """In seconds; what moves without crossing the threshold changes nothing, and what is never released ends last."""
+    events = (pedal(0, 20), pedal(96, 64), pedal(192, 127), on(200), off(300), pedal(480, 63), pedal(576, 0))
+    other = (pedal(960, 127, 1), on(960, 1), off(1920, 1))
+    stretches = pedal_stretches(read_midi(midi(track(*events, *other))))
+    assert sorted(stretches) == [0, 1]
+    assert np.allclose(stretches[0], [[0.1, 0.5]])
+    assert np.allclose(stretches[1], [[1.0, 2.0]])
+    assert np.allclose(pedal_stretches(read_midi(midi(track(*events))), threshold=100)[0], [[0.2, 0.5]])
+    assert pedal_stretches(Performance()) == {}
 
 
 def test_unknown_group():

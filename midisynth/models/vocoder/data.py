@@ -66,7 +66,7 @@ class VocoderData(MidiDataModule):
         # Before weight averaging copies the model and before a resumed run loads what it had measured.
         if stage == "fit" and self.piano is not None and self._model is not None:
             rate = self.codec.sample_rate
-            piano = SampledPiano(self.piano, (MEASURED_LAYER,), rate)
+            piano = SampledPiano(self.piano, (MEASURED_LAYER,), rate, release=False, resonance_db=None)
             self._model.tune(measured_partials(lambda key: piano.note(key, MEASURED_VELOCITY), rate))
 
     def dataset(self, split: Split) -> Dataset[Example]:
