@@ -30,8 +30,8 @@ def test_a_folder(pairs, capsys):
     arguments = [pairs / "audio", "--midi", pairs / "notes", "--reference", pairs / "audio", "--no-transcriber"]
     assert evaluate.main([*map(str, arguments), "--seconds", "4", "--json", str(pairs / "scores.json")]) == 0
     scores = json.loads((pairs / "scores.json").read_text())
-    assert set(scores["files"]) == {"first", "second"}
-    assert scores["mean"] == pytest.approx(scores["files"]["first"])
+    assert set(scores["pieces"]) == {"first", "second"}
+    assert scores["mean"] == pytest.approx(scores["pieces"]["first"])
     assert scores["mean"]["log_spectral_distance"] == 0
     assert scores["mean"]["loudness_correlation"] == pytest.approx(1)
     assert scores["mean"]["flux_ratio"] == scores["mean"]["held_flux_ratio"] == 1
