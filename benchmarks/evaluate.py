@@ -298,7 +298,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, UsageError) else 1
     print(table(scores))
     if options.json:
-        result = {"mean": finite(mean(list(scores.values()))), "pieces": {name: finite(scores[name]) for name in scores}}
+        result = {
+            "mean": finite(mean(list(scores.values()))),
+            "pieces": {name: finite(scores[name]) for name in scores},
+        }
         options.json.write_text(json.dumps(result, indent=2) + "\n")
     return 0
 

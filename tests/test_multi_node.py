@@ -5,7 +5,6 @@ The "nodes" are two sets of processes on this machine that find each other over 
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
@@ -91,15 +90,3 @@ def test_slurm(environment: dict[str, str], alone: dict[str, torch.Tensor], tmp_
     tasks = [{**job, "SLURM_PROCID": str(n), "SLURM_NODEID": str(n)} for n in range(2)]
     run_together([[sys.executable, "-m", "midisynth", "fit", *OPTIONS, *NODES]] * 2, tasks, tmp_path)
     torch.testing.assert_close(weights(tmp_path), alone, rtol=0, atol=1e-5)
-
-
-def test_slurm_with_other_numbers_is_refused(environment: dict[str, str], tmp_path: Path):
-    """Lightning compares what SLURM started with what the configuration asks for, instead of waiting for ever."""
-    job = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "midisynth", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
-    job |= {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0"}
-    command = [sys.executable, "-m", "midisynth", "fit", *OPTIONS, *NODES]
-    done = subprocess.run(
-        command, cwd=tmp_path, env={**os.environ, **environment, **job}, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode != 0
-    assert "num_nodes" in done.stderr or "ntasks-per-node" in done.stderr, done.stderr

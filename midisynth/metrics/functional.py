@@ -204,6 +204,43 @@ def held_steps(notes: np.ndarray, frames: int, frame_sec: float) -> Tensor:
     return torch.from_numpy(sounding & ~struck)
 
 
+def chroma(audio: Tensor, sample_rate: int, floor_db: float = -60.0) -> Tensor:
+    """Share of the twelve pitch classes in each frame, [..., samples] -> [..., 12, frames], of Euclidean norm 1.
+
+    Magnitudes from 80 Hz, below which the analysis cannot tell semitones apart, to 4 kHz; frames of about a quarter of
+    a second, a quarter of that apart. A bin counts for the two nearest classes of the equal temperament at 440 Hz.
+
+    Args:
+        audio: [..., samples].
+        sample_rate: Of the audio (Hz).
+        floor_db: Frames whose chroma is below this level (dB relative to a full-scale sine) are zeros.
+    """
+    n_fft = 2 ** round(np.log2(sample_rate / 4))
+    frequency = torch.fft.rfftfreq(n_fft, 1 / sample_rate, dtype=torch.float64)
+    inside = (frequency >= 80) & (frequency <= 4000)
+    pitch = 69 + 12 * (frequency[inside] / 440).log2()
+    distance = (pitch - torch.arange(12)[:, None] + 6) % 12 - 6
+    weights = (1 - distance.abs()).clamp(min=0).to(audio)
+    energy = weights @ magnitude_spectrum(audio, n_fft)[..., inside.to(audio.device), :]
+    norm = torch.linalg.vector_norm(energy, dim=-2, keepdim=True)
+    return torch.where(norm < 10 ** (floor_db / 20), 0, energy / norm.clamp(min=1e-12))
+
+
+def chroma_error(audio: Tensor, reference: Tensor, sample_rate: int) -> Tensor:
+    """Mean over frames of 1 - cosine similarity of the chroma, [..., samples] -> scalar between 0 and 1.
+
+    Where both are silent the error of a frame is 0, where only one is it is 1.
+    """
+    heard, wanted = chroma(audio, sample_rate), chroma(reference, sample_rate)
+    both_silent = (heard.sum(dim=-2) == 0) & (wanted.sum(dim=-2) == 0)
+    return (1 - (heard * wanted).sum(dim=-2)).masked_fill(both_silent, 0).mean()
+
+
+def reconstruction_distance(embeddings: Tensor, reference: Tensor) -> Tensor:
+    """Mean over frames of the Euclidean distance of paired embeddings, [frames, dim] -> scalar."""
+    return torch.linalg.vector_norm(embeddings - reference, dim=-1).mean()
+
+
 def loudness_curve(audio: Tensor, sample_rate: int, frame_sec: float = 0.1, floor_db: float = -80.0) -> Tensor:
     """Level of consecutive frames (dB relative to full scale), [samples] -> [frames].
 
