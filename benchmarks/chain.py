@@ -6,6 +6,7 @@ The scripts here share it; it is not one itself.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 import time
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from midisynth.audio.io import AudioWriter
 from midisynth.audio.vocoder import Vocoder, VocoderStream
@@ -189,6 +191,18 @@ class Run:
             "vocoder_real_time": self.audio_sec / sum(stream.wall_sec for stream in self.streams),
             "vocoder_real_time_per_core": self.audio_sec / sum(stream.cpu_sec for stream in self.streams),
         }
+
+
+def digest(model: MidiModule) -> str:
+    """Identity of a checkpoint by its weights and those of its vocoder, 16 hexadecimal digits."""
+    state = {
+        name: part for name, part in (("", model), ("vocoder.", model.part("vocoder"))) if isinstance(part, Module)
+    }
+    tensors = {prefix + name: tensor for prefix, part in state.items() for name, tensor in part.state_dict().items()}
+    content = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        content.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return content.hexdigest()[:16]
 
 
 def render(model: MidiModule, pieces: Sequence[Path], folder: Path, seed: int = 0) -> Run:

@@ -135,6 +135,7 @@ def judge(
     vocoder = model.part("vocoder")
     facts = {
         "checkpoint": reference,
+        "digest": chain.digest(model),
         "override": options.override,
         "vocoder": model.hparams.vocoder,
         "sample_rate": vocoder.sample_rate,

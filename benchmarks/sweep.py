@@ -64,9 +64,10 @@ def sweep(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure what is not in the file yet; it is written after every setting."""
     path = options.output.with_suffix(".json")
     facts = {name: getattr(options, name) for name in ("checkpoint", "seconds", "rate", "sound_options")}
+    facts["digest"] = chain.digest(load_model(options.checkpoint))
     found = json.loads(path.read_text()) if path.is_file() else {**facts, "sweep": []}
     if any(found[name] != value for name, value in facts.items()):
-        raise MidisynthError(f"{path}: is of another checkpoint or other options; name another --output")
+        raise MidisynthError(f"{path}: is of another checkpoint or other options; delete it, or name another --output")
     missing = [s for s in settings(options) if all(s != row["setting"] for row in found["sweep"])]
     with tempfile.TemporaryDirectory() as folder:
         pieces = chain.cut_pieces(options.pieces, options.seconds, Path(folder, "pieces"))

@@ -30,7 +30,7 @@ HOP = 320
 #: Size of the FFT of `compare` (samples at its rate): long enough to see partials, short enough to see onsets.
 FFT_SIZE = 2048
 #: What is darker than this below the loudest point is black (dB).
-RANGE_DB = 80.0
+RANGE_DB = 60.0
 
 
 def draw_piece(midi: Path, audio: Path, picture: Path, seconds: float) -> None:

@@ -14,6 +14,8 @@ from midisynth.audio.io import load_audio
 from midisynth.audio.spectrum import log_spectrum
 from midisynth.errors import MidisynthError
 from midisynth.metrics.functional import (
+    false_onsets,
+    held_steps,
     log_spectral_distance,
     loudness_correlation,
     loudness_curve,
@@ -21,6 +23,7 @@ from midisynth.metrics.functional import (
     note_score,
     onset_energy_rise,
     spectral_convergence,
+    spectral_flux,
 )
 from midisynth.music.midi import read_midi
 from midisynth.music.notes import NOTE_DTYPE
@@ -143,3 +146,23 @@ def test_onsets_at_both_ends():
     assert abs(rises[1]) < 1
     assert rises[2] < -40
     assert onset_energy_rise(tone, RATE, notes()).shape == (0,)
+
+
+def test_false_onsets_are_told_apart():
+    played = notes((0.0, 2.0, 60), (0.5, 0.5, 64))
+    heard = notes((0.01, 1.0, 60), (0.5, 0.1, 76), (0.5, 0.5, 64), (1.0, 0.5, 60), (1.5, 0.1, 64))
+    assert false_onsets(played, heard) == (1, 2)
+    assert false_onsets(played, played) == (0, 0)
+    assert false_onsets(played[:0], heard) == (0, 5)
+    assert false_onsets(played, heard[:0]) == (0, 0)
+
+
+def test_flux_of_what_is_held():
+    mel = torch.zeros(100, 4)
+    mel[10:] = 5.0  # an onset at 0.2 s
+    mel[30:60:2] = 5.5  # beats until the note ends at 1.2 s
+    mel[80:90:2] = 9.0  # a noise when nothing sounds
+    held = held_steps(notes((0.2, 1.0, 60)), 100, 0.02)
+    assert spectral_flux(mel) == pytest.approx((5 + 30 * 0.5 + 10 * 4) / 99)
+    assert int(held.sum()) == 44 and held.nonzero()[0] == 15 and held.nonzero()[-1] == 58
+    assert spectral_flux(mel, held) == pytest.approx(30 * 0.5 / 44, rel=0.05)

@@ -212,7 +212,7 @@ def test_schedules_scale_both_rates(build):
         lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5),
     )
     optimizer = model.configure_optimizers()["optimizer"]
-    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.5e-3, 5e-3])
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.5e-3, 12.5e-3])
 
 
 @pytest.mark.parametrize("kind", ["tokens", "frames", "seed", "context", "t5x"])

@@ -217,7 +217,7 @@ def test_the_piano_of_the_data_tunes_the_model(build, monkeypatch, tmp_path):
     asked = []
 
     class Notes:
-        def __init__(self, root, layers, sample_rate):
+        def __init__(self, root, layers, sample_rate, **options):
             asked.append((root, sample_rate))
 
         def note(self, key: int, velocity: int) -> np.ndarray:
