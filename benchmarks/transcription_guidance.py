@@ -253,7 +253,8 @@ def measure(options: argparse.Namespace) -> str:
         lines.append(f"- {line}")
     prior, line = train_prior(data, options.prior_seconds)
     lines.append(f"- {line}")
-    model, test = data.model, data.test
+    model = data.model
+    test = {name: values for name, values in data.test.items() if isinstance(values, Tensor)}
     hop_sec = model.hparams.hop_length / model.hparams.sample_rate
     x0, notes = model.scaled_mel(test["audio"]), test["notes"]
     targets = note_targets(notes, x0.shape[1], hop_sec)
