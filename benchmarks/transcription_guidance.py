@@ -222,8 +222,10 @@ def train_prior(data: Data, seconds: float) -> tuple[Denoiser, str]:
     return network, train("prior", network, data, loss, seconds)
 
 
-def guided(prior: Denoiser, transcriber: Transcriber, targets: Tensor, scale: float, shape: torch.Size) -> Tensor:
-    """Samples [batch, frames, mels] whose notes the transcriber should find."""
+def guided(
+    prior: Denoiser, transcriber: Transcriber, targets: Tensor, scale: float, until: float, shape: torch.Size
+) -> Tensor:
+    """Samples [batch, frames, mels] whose notes the transcriber should find, guided from the time `until` on."""
     generator = torch.Generator().manual_seed(0)
     nothing = prior.condition(shape[1])
 
@@ -231,9 +233,10 @@ def guided(prior: Denoiser, transcriber: Transcriber, targets: Tensor, scale: fl
         time_ = torch.tensor(t, dtype=torch.float64)
         alpha, sigma = SCHEDULE.alpha(time_).item(), SCHEDULE.sigma(time_).item()
         with torch.enable_grad():
-            z = z.detach().requires_grad_(scale > 0)
+            steered = scale > 0 and t <= until
+            z = z.detach().requires_grad_(steered)
             x0 = prior(z, torch.tensor([t]), nothing)
-            if scale == 0:
+            if not steered:
                 return x0.clamp(-1, 1)
             (gradient,) = torch.autograd.grad(log_likelihood(transcriber(x0), targets).sum(), z)
         # epsilon' in terms of the x0 that the solver takes: (z - sigma epsilon') / alpha.
@@ -262,9 +265,11 @@ def measure(options: argparse.Namespace) -> str:
         generators = [torch.Generator().manual_seed(row) for row in range(len(x0))]
         conditional = model.mel_range(model.sample_segments(test, model.noise_source(generators)))
     rows = {"the recording": x0, f"conditional model ({options.conditional})": conditional}
-    for scale in (0.0, *options.scales):
-        name = f"prior, guidance {scale:g}" if scale else "prior, no guidance"
-        rows[name] = guided(prior, judges[0], targets, scale, x0.shape)
+    rows["prior, no guidance"] = guided(prior, judges[0], targets, 0.0, 1.0, x0.shape)
+    for until in options.until:
+        for scale in options.scales:
+            name = f"prior, guidance {scale:g} from t = {until:g}"
+            rows[name] = guided(prior, judges[0], targets, scale, until, x0.shape)
     lines += ["", "| | onset F1, guiding transcriber | onset F1, the other | mel error (nats) |", "|---|---|---|---|"]
     for name, mels in rows.items():
         scores = [onset_f1(judge, mels, notes, hop_sec) for judge in judges]
@@ -283,7 +288,10 @@ def main() -> None:
     parser.add_argument("--segments", type=int, default=8, help="held-out, the densest of 3 x as many")
     parser.add_argument("--transcriber-seconds", type=float, default=120.0, help="processor time")
     parser.add_argument("--prior-seconds", type=float, default=360.0, help="processor time")
-    parser.add_argument("--scales", type=float, nargs="+", default=[0.01, 0.03, 0.1, 0.3, 1.0, 3.0])
+    parser.add_argument("--scales", type=float, nargs="+", default=[0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0])
+    parser.add_argument(
+        "--until", type=float, nargs="+", default=[1.0, 0.7], help="diffusion times from which on samples are guided"
+    )
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     table = measure(options)
