@@ -101,6 +101,8 @@ def test_metrics_of_the_models_that_come_with_us(entry: str, plugin_environment:
         {name: float(value) for name, value in re.findall(r"(test/\w+)\W+([-\d.]+(?:e-?\d+)?)", table)}
         for table in tables
     )
+    for scores in (one, two):
+        scores.pop("test/real_time", None)  # speed depends on who else is running
     assert one
     assert one == pytest.approx(two, rel=1e-6, abs=1e-6)
 
