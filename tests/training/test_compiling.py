@@ -40,7 +40,8 @@ def plain(tmp_path_factory) -> Toy:
 def check(folder: Path, callback: Watch, plain: Toy) -> None:
     _, model = fit(folder, (callback,))
     assert callback.compiled
-    torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=0, atol=1e-5)
+    # A bias in front of a norm has no gradient but rounding, which the optimizer makes as large as any other.
+    torch.testing.assert_close(model.state_dict(), plain.state_dict(), rtol=0, atol=2e-4)
     (saved,) = folder.glob("*.ckpt")
     state = torch.load(saved, weights_only=True)["state_dict"]
     assert list(state) == list(plain.state_dict())
