@@ -10,27 +10,18 @@ from __future__ import annotations
 
 import argparse
 import csv
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from torch import Tensor
+from matplotlib import colormaps
 
 from midisynth.audio.features import LogMel
 from midisynth.audio.io import load_audio
-from midisynth.audio.spectrum import log_spectrum
 from midisynth.music.midi import read_midi
+from midisynth.pictures import draw_spectrograms, new_figure, save
 
 RATE = 16000
 HOP = 320
-#: Size of the FFT of `compare` (samples at its rate): long enough to see partials, short enough to see onsets.
-FFT_SIZE = 2048
-#: What is darker than this below the loudest point is black (dB).
-RANGE_DB = 60.0
 
 
 def draw_piece(midi: Path, audio: Path, picture: Path, seconds: float) -> None:
@@ -40,16 +31,17 @@ def draw_piece(midi: Path, audio: Path, picture: Path, seconds: float) -> None:
     sound = load_audio(audio, RATE).mean(dim=0, keepdim=True)[:, : int(seconds * RATE)]
     mel = LogMel(sample_rate=RATE, hop_length=HOP)(sound)[0]
 
-    figure, (above, below) = plt.subplots(2, 1, figsize=(11, 5.2), sharex=True, height_ratios=[1, 1.3])
+    figure, (above, below) = new_figure(2, 2.6)
     bars = above.barh(notes["pitch"], notes["duration_sec"], left=notes["onset_sec"], height=0.9)
     for bar, velocity in zip(bars, notes["velocity"], strict=True):
-        bar.set_color(plt.cm.viridis(velocity / 110))
+        bar.set_color(colormaps["viridis"](velocity / 110))
     above.set_ylabel("MIDI key")
-    _image(below, mel.T.clamp(min=-9), (0, len(mel) * HOP / RATE, 0, mel.shape[1]))
+    extent = (0, len(mel) * HOP / RATE, 0, mel.shape[1])
+    below.imshow(mel.T.clamp(min=-9), origin="lower", aspect="auto", extent=extent, cmap="magma")
     below.set_ylabel("mel bin")
     below.set_xlabel("seconds")
     above.set_xlim(0, seconds)
-    _save(figure, picture)
+    save(figure, picture)
 
 
 def draw_comparison(sounds: Sequence[tuple[str, Path]], picture: Path, start: float, seconds: float, rate: int) -> None:
@@ -62,31 +54,15 @@ def draw_comparison(sounds: Sequence[tuple[str, Path]], picture: Path, start: fl
         seconds: Its length (seconds).
         rate: Sounds are resampled to it: the picture reaches up to half of it (Hz).
     """
-    figure, axes = plt.subplots(len(sounds), 1, figsize=(11, 2.6 * len(sounds)), sharex=True, squeeze=False)
-    loudest = None
-    for (title, path), axis in zip(sounds, axes[:, 0], strict=True):
-        # The whole file is analysed, so that the ends of the excerpt show no cut.
-        frames = [round(time * rate * 4 / FFT_SIZE) for time in (start, start + seconds)]
-        decibels = log_spectrum(load_audio(path, rate).mean(dim=0), FFT_SIZE)[:, slice(*frames)] * (20 / math.log(10))
-        loudest = float(decibels.max()) if loudest is None else loudest
-        _image(
-            axis,
-            decibels.clamp(loudest - RANGE_DB, loudest),
-            (start, start + decibels.shape[1] * FFT_SIZE / 4 / rate, 0, rate / 2000),
-            vmin=loudest - RANGE_DB,
-            vmax=loudest,
-        )
-        axis.set_title(title, loc="left", fontsize=10)
-        axis.set_ylabel("kHz")
-    axes[-1, 0].set_xlabel("seconds")
-    _save(figure, picture)
+    loaded = {title: load_audio(path, rate).mean(dim=0) for title, path in sounds}
+    save(draw_spectrograms(loaded, rate, start, seconds), picture)
 
 
 def draw_loss(log: Path, picture: Path) -> None:
     """Losses by step, from the CSV file of a run."""
     with log.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    figure, axis = plt.subplots(figsize=(7, 3.6))
+    figure, (axis,) = new_figure(1, 3.6, 7.0)
     for name, style in (("train/loss", {"alpha": 0.5, "linewidth": 0.8}), ("val/loss", {"marker": "o"})):
         points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
         if points:
@@ -95,16 +71,7 @@ def draw_loss(log: Path, picture: Path) -> None:
     axis.set_yscale("log")
     axis.grid(alpha=0.3, which="both")
     axis.legend()
-    _save(figure, picture)
-
-
-def _image(axis: plt.Axes, values: Tensor, extent: tuple[float, float, float, float], **options: float) -> None:
-    axis.imshow(values, origin="lower", aspect="auto", extent=extent, cmap="magma", **options)
-
-
-def _save(figure: plt.Figure, picture: Path) -> None:
-    figure.tight_layout()
-    figure.savefig(picture, dpi=110)
+    save(figure, picture)
 
 
 def _titled(text: str) -> tuple[str, Path]:

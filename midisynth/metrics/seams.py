@@ -7,6 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+#: Smaller steps of a waveform are taken for this one, four times the last of 16 bits (-78 dB): where a sound has faded,
+#: all steps are nothing but rounding, and two of these stand beside one of them.
+SMALLEST_STEP = 4 / 2**15
+
 
 def mel_step_excess(mel: Tensor, joints: Sequence[int], reference: Tensor | None = None) -> float:
     """How much more a spectrogram changes at its joints than elsewhere.
@@ -31,7 +35,7 @@ def sample_jumps(audio: Tensor, joints: Sequence[int], around: int = 64) -> Tens
     """The step of the waveform at each joint over the largest step close by, [joints]; more than 2 is a click.
 
     Args:
-        audio: [samples].
+        audio: [samples], full scale at 1.
         joints: Samples that are the first after a joint.
         around: How far "close by" reaches to both sides (samples).
     """
@@ -39,7 +43,7 @@ def sample_jumps(audio: Tensor, joints: Sequence[int], around: int = 64) -> Tens
     ratios = []
     for joint in joints:
         before, after = steps[max(joint - 1 - around, 0) : joint - 1], steps[joint : joint + around]
-        largest = torch.cat([before, after]).max().clamp_min(1e-6)
+        largest = torch.cat([before, after]).max().clamp_min(SMALLEST_STEP)
         ratios.append(steps[joint - 1] / largest)
     return torch.stack(ratios)
 

@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import matplotlib.image
 import numpy as np
 import pytest
 import torch
@@ -50,7 +51,8 @@ class Silent(LightningModule):
 def evaluate(folder: Path, model: LightningModule, **options) -> list[dict[str, float]]:
     """Test on the processes that there are; the report is folder/report.json."""
     embeddings = {"crepe": None, "tiny": str(folder / "tiny.onnx")}
-    evaluation = AudioEvaluation(**{"embeddings": embeddings, "report": str(folder / "report.json")} | options)
+    defaults = {"embeddings": embeddings, "report": str(folder / "report.json"), "pictures": 0}
+    evaluation = AudioEvaluation(**defaults | options)
     distributed = torch.distributed.is_initialized()
     rank, processes = (torch.distributed.get_rank(), 2) if distributed else (0, 1)
     loader = DataLoader(Clips(), batch_size=2, sampler=EvaluationSampler(Clips(), rank, processes))
@@ -133,6 +135,49 @@ def test_a_missing_crepe_is_a_remark_unless_it_was_asked_for(folder: Path, monke
         evaluate(folder, Player(), embeddings={"crepe": "tiny"})
 
 
+class Whistler(LightningModule):
+    """The recording is a tone at 6 kHz, the prediction one at 2 kHz; pictures show a rate twice as high."""
+
+    def test_step(self, batch: torch.Tensor, batch_idx: int) -> Renditions:
+        def tone(hertz: float, rate: int) -> torch.Tensor:
+            audio = 0.5 * torch.sin(2 * torch.pi * hertz * torch.arange(rate) / rate)
+            return audio.expand(len(batch), -1)
+
+        pictured = Renditions({PREDICTION: tone(2000, 2 * RATE)}, tone(6000, 2 * RATE), 2 * RATE)
+        return Renditions({PREDICTION: tone(2000, RATE)}, tone(6000, RATE), RATE, pictured=pictured)
+
+
+def heights(picture: Path) -> list[float]:
+    """Where the brightest line of each of two spectrograms is, as a share of the height of the picture."""
+    red, green, blue = np.moveaxis(matplotlib.image.imread(picture)[..., :3], -1, 0)
+    lines = np.flatnonzero(((red > 0.9) & (green > 0.7) & (blue < 0.9)).sum(axis=1) > 500) / len(red)
+    return [float(lines[half].mean()) for half in (lines < 0.5, lines > 0.5)]
+
+
+def test_pictures_show_the_spectrograms(folder: Path, capsys: pytest.CaptureFixture[str]):
+    evaluate(folder, Whistler(), pictures=2)
+    assert sorted(path.name for path in folder.glob("*.png")) == ["report_1.png", "report_2.png"]
+    # Of 16 kHz, one line is at three eighths of the upper plot and the other at one eighth of the lower one.
+    plots = (0.065, 0.435), (0.52, 0.89)
+    wanted = [(1 - share) * bottom + share * top for share, (top, bottom) in zip((3 / 8, 1 / 8), plots, strict=True)]
+    assert heights(folder / "report_1.png") == pytest.approx(wanted, abs=0.02)
+    printed = capsys.readouterr().out
+    assert printed.index("scores: ") < printed.index("report_1.png") < printed.index("report_2.png")
+
+
+def test_three_pictures_where_they_can_be_drawn(folder: Path, monkeypatch, capsys):
+    evaluate(folder, Player(), pictures=None)
+    assert len(list(folder.glob("*.png"))) == 3
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    evaluate(folder, Player(), report=str(folder / "bare.json"), pictures=None)
+    assert "no pictures: they need matplotlib; install it with: pip install matplotlib" in capsys.readouterr().out
+    assert (folder / "bare.json").exists() and not list(folder.glob("bare*.png"))
+    evaluate(folder, Player(), pictures=0)
+    assert "matplotlib" not in capsys.readouterr().out
+    with pytest.raises(MidisynthError, match="pip install matplotlib"):
+        evaluate(folder, Player(), pictures=1)
+
+
 class Pianist(LightningModule):
     """Plays the true notes, and a wrong one in its prediction; what a transcriber would hear is in the audio itself."""
 
@@ -195,6 +240,7 @@ def test_command_line(folder: Path, capfd: pytest.CaptureFixture[str]):
     result = json.loads((folder / "report.json").read_text())
     assert set(result["scores"]) == {PREDICTION, ENCODED}
     assert list(result["embeddings"]) == ["tiny"]
+    assert (folder / "report_1.png").read_bytes().startswith(b"\x89PNG")
     # An untrained model on the one side, Griffin-Lim on the other.
     untrained, vocoded = (result["scores"][row] for row in (PREDICTION, ENCODED))
     assert vocoded["log_spectral_distance"] < 1 < untrained["log_spectral_distance"]

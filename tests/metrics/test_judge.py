@@ -22,6 +22,7 @@ from midisynth.models.spectrogram_diffusion import SpectrogramDiffusion
 from midisynth.music.midi import read_midi, write_midi
 from midisynth.music.notes import NOTE_DTYPE, Performance
 from midisynth.music.pedal import extend_by_pedal
+from midisynth.nn.positions import shuffled_sinusoids
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -77,6 +78,33 @@ def test_a_sweep_goes_on_where_it_was(arguments: list[str], tmp_path: Path):
     assert (tmp_path / "sweep.md").read_text().count("\n") == 5
     words[words.index("--seconds") + 1] = "3"
     assert sweep.main([*words, "--steps", "1"]) == 1
+
+
+def test_segments_of_other_lengths(arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """The same weights, in segments that overlap by at most a half."""
+    words = [*arguments[1:], "--segments", "24", "--overlaps", "4", "16", "--output", str(tmp_path / "sweep")]
+    assert sweep.main([arguments[0], *words]) == 1  # its tokens count the frames of a segment
+    assert "the tokens of" in capsys.readouterr().err
+    options = yaml.safe_load((ROOT / "cfg/spectrogram_diffusion/tiny.yaml").read_text())["model"]["init_args"]
+    save_weights(SpectrogramDiffusion(**options | {"tokens": False, "note_roll": True}), tmp_path / "rolls")
+    trained = sweep.load(str(tmp_path / "rolls"), {})
+    assert sweep.main([str(tmp_path / "rolls"), *words]) == 0
+    rows = json.loads((tmp_path / "sweep.json").read_text())["sweep"]
+    tried = [(row["setting"]["segment_frames"], row["setting"]["overlap_frames"]) for row in rows]
+    assert tried == [(24, 4)]
+    for frames in (24, 200):
+        model = sweep.load(str(tmp_path / "rolls"), {"segment_frames": frames, "overlap_frames": 4})
+        assert model.codec.segment_frames == frames and not model.training
+        for name, tensor in model.state_dict().items():
+            before = trained.state_dict()[name]
+            shared = min(tensor.shape, before.shape)
+            assert torch.equal(tensor[tuple(map(slice, shared))], before[tuple(map(slice, shared))]), name
+
+
+def test_positions_go_on_as_they_would_have():
+    table = shuffled_sinusoids(300, 32)
+    torch.testing.assert_close(sweep.continued(table[:128], 300), table, rtol=0, atol=1e-4)
+    assert torch.equal(sweep.continued(table, 50), table[:50])
 
 
 def test_pieces_are_cut_and_played_by_a_piano(tmp_path: Path):

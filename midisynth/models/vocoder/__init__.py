@@ -4,8 +4,9 @@
 
 A ConvNeXt backbone and inverse-STFT head as in Vocos (Siuzdak 2023, arXiv 2306.00814), and in place of that head an
 oscillator bank for one piano. `network.py` explains both; `partials.py` knows where the partials of a piano lie,
-`consistency.py` makes the audio agree with the spectrogram, `evaluation.py` compares with Griffin-Lim. There is no
-`checkpoint.py`: nobody publishes such weights.
+`consistency.py` makes the audio agree with the spectrogram, `evaluation.py` compares with Griffin-Lim and other
+vocoders. There is no `checkpoint.py`: the weights that Vocos publishes are for other spectrograms (24 kHz, 100 bins),
+and of oscillators for this one there are none.
 """
 
 from midisynth.models.vocoder.codec import VocoderCodec

@@ -9,10 +9,13 @@ from torch.utils.data import Dataset
 from midisynth.datasets.audio_pairs import Example, audio_pairs
 from midisynth.datasets.corpus import Split
 from midisynth.datasets.sampled_piano import SampledPiano
+from midisynth.errors import UsageError
+from midisynth.evaluation import PREDICTION
 from midisynth.models.vocoder.codec import VocoderCodec
 from midisynth.models.vocoder.model import NeuralVocoder
 from midisynth.models.vocoder.partials import measured_partials
 from midisynth.module import MidiDataModule, MidiModule
+from midisynth.vocoders import load_vocoder
 
 #: Loud enough for the high partials to be there.
 MEASURED_LAYER = 10
@@ -33,6 +36,11 @@ class VocoderData(MidiDataModule):
         test_sec: Length of the stretches that are tested (seconds).
         piano: Folder of the samples of the Salamander Grand Piano. When training starts, the oscillators are tuned to
             the partials of its notes; null leaves them at those of a typical piano.
+        compare: Name of a row to another vocoder that a test compares with: a checkpoint, or an .onnx file. Griffin-Lim
+            is always there.
+
+    Raises:
+        UsageError: A vocoder to compare with has the name of the row of the one that is tested.
     """
 
     content: ClassVar[frozenset[str]] = frozenset({"audio"})
@@ -48,10 +56,14 @@ class VocoderData(MidiDataModule):
         on_broken: Literal["skip", "stop"] = "skip",
         test_sec: float = 20.0,
         piano: str | None = None,
+        compare: dict[str, str] | None = None,
     ):
         super().__init__(corpora, batch_size, workers, seed, cache_dir, on_broken)
         self.test_sec = test_sec
         self.piano = piano
+        self.compare = compare or {}
+        if PREDICTION in self.compare:
+            raise UsageError(f"compare: {PREDICTION!r} is the row of the vocoder that is tested; choose another name")
         self._model: NeuralVocoder | None = None
 
     def connect(self, model: MidiModule) -> None:
@@ -68,6 +80,8 @@ class VocoderData(MidiDataModule):
             rate = self.codec.sample_rate
             piano = SampledPiano(self.piano, (MEASURED_LAYER,), rate, release=False, resonance_db=None)
             self._model.tune(measured_partials(lambda key: piano.note(key, MEASURED_VELOCITY), rate))
+        if stage == "test" and self._model is not None:
+            self._model.compare_with({name: load_vocoder(reference) for name, reference in self.compare.items()})
 
     def dataset(self, split: Split) -> Dataset[Example]:
         """Examples with "audio", [samples] float32; those for testing are longer and have "notes" as well."""

@@ -1,9 +1,9 @@
-"""Test stretches through the vocoder and, for comparison, through Griffin-Lim."""
+"""Test stretches through the vocoder and, for comparison, through Griffin-Lim and whatever else there is."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,15 +12,14 @@ from torch import Tensor
 
 from midisynth.audio.features import LogMel
 from midisynth.audio.io import resample
-from midisynth.audio.vocoder import GriffinLim, Vocoder
+from midisynth.audio.vocoder import Vocoder
 from midisynth.evaluation import PREDICTION, Renditions
 from midisynth.metrics.functional import log_spectral_distance, mel_error
-
-GRIFFIN_LIM = "griffin_lim"
 
 
 def renditions(
     vocoder: Vocoder,
+    rivals: Mapping[str, Vocoder],
     log_mel: LogMel,
     audio: Tensor,
     notes: Sequence[np.ndarray],
@@ -28,25 +27,30 @@ def renditions(
 ) -> Renditions:
     """Resynthesise recordings from their spectrograms.
 
-    What is compared are the bands that the spectrogram shows. Log spectral distance at the vocoder's own rate, error of
-    the spectrogram (nats) and speed (seconds of audio in a second) are logged.
+    What is compared are the bands that the spectrogram shows; pictures show all that the recording has. Log spectral
+    distance in the whole band of the recording, error of the spectrogram (nats) and speed (seconds of audio in a
+    second) are logged.
 
     Args:
         vocoder: That is tested.
+        rivals: Others by name, for spectrograms of the same kind.
         log_mel: Its spectrogram.
         audio: Recordings at the vocoder's rate, [batch, samples].
         notes: True notes of each.
         log: Takes name and value.
     """
-    reference = resample(audio.cpu(), vocoder.sample_rate, log_mel.sample_rate)
+    audio = audio.cpu()
+    reference = resample(audio, vocoder.sample_rate, log_mel.sample_rate)
     mels = log_mel.cpu()(reference)
-    rows = {}
-    for name, prefix, maker in ((PREDICTION, "test/", vocoder), (GRIFFIN_LIM, f"test/{GRIFFIN_LIM}/", GriffinLim())):
+    rows, full_rows = {}, {}
+    for name, maker in {PREDICTION: vocoder, **rivals}.items():
+        prefix = "test/" if maker is vocoder else f"test/{name}/"
         start = time.perf_counter()
-        made = torch.stack([maker(mel)[0, : audio.shape[1]] for mel in mels])
+        made = torch.stack([maker(mel).mean(dim=0) for mel in mels])
         log(f"{prefix}real_time", audio.numel() / vocoder.sample_rate / (time.perf_counter() - start))
-        if maker is vocoder:
-            log(f"{prefix}full_band_distance", float(log_spectral_distance(made, audio.cpu())))
+        full_rows[name] = resample(made, maker.sample_rate, vocoder.sample_rate)[:, : audio.shape[1]]
         rows[name] = resample(made, maker.sample_rate, log_mel.sample_rate)[:, : reference.shape[1]]
+        log(f"{prefix}full_band_distance", float(log_spectral_distance(full_rows[name], audio)))
         log(f"{prefix}mel_error", float(mel_error(log_mel(rows[name]), mels)))
-    return Renditions(rows, reference, log_mel.sample_rate, notes)
+    pictured = Renditions(full_rows, audio, vocoder.sample_rate)
+    return Renditions(rows, reference, log_mel.sample_rate, notes, pictured)

@@ -15,7 +15,7 @@ from torch import Tensor
 from midisynth.audio.features import LogMel
 from midisynth.audio.io import FORMATS, resample, stream_audio
 from midisynth.audio.losses import MelLoss, MultiResolutionStftLoss
-from midisynth.audio.vocoder import ContextStream, Vocoder, VocoderStream
+from midisynth.audio.vocoder import ContextStream, GriffinLim, Vocoder, VocoderStream
 from midisynth.errors import UsageError
 from midisynth.evaluation import Renditions
 from midisynth.metrics.scores import LogSpectralDistance
@@ -34,6 +34,9 @@ MEL_EDGES = 0.0, 8000.0
 #: FFT sizes (samples) and mel bins of the mel loss. Long windows tell the lowest strings apart, which are a small part
 #: of the bins of the other loss.
 MEL_RESOLUTIONS = (1024, 2048, 4096, 8192), (80, 128, 192, 256)
+
+#: Row of a test that is always there.
+GRIFFIN_LIM = "griffin_lim"
 
 #: Samples of a random gain are multiplied by e to a number in this range.
 LOG_GAIN = -1.0, 0.3
@@ -135,6 +138,8 @@ class NeuralVocoder(AdversarialStep, MidiModule, Vocoder):
         self.stft_loss = MultiResolutionStftLoss(log_weight=0.5)
         self.mel_loss = MelLoss(sample_rate, *MEL_RESOLUTIONS)
         self.validation_distance = LogSpectralDistance()
+        # Not modules of this one: their weights have no place in its checkpoints.
+        self._rivals: dict[str, Vocoder] = {}
         if adversarial:
             self.use_adversary(
                 AudioDiscriminator([MultiPeriodDiscriminator(), MultiResolutionDiscriminator()]),
@@ -152,6 +157,10 @@ class NeuralVocoder(AdversarialStep, MidiModule, Vocoder):
         if isinstance(head, OscillatorHead):
             head.frequencies.copy_(torch.from_numpy(frequencies))
             head.retuned()
+
+    def compare_with(self, vocoders: Mapping[str, Vocoder]) -> None:
+        """Have tests compare with other vocoders of the same spectrogram, by name, besides Griffin-Lim."""
+        self._rivals = dict(vocoders)
 
     # Training
 
@@ -200,10 +209,16 @@ class NeuralVocoder(AdversarialStep, MidiModule, Vocoder):
         self.log("val/loss", self.loss(audio, reference), prog_bar=True, batch_size=size, sync_dist=True)
         self.log("val/lsd", self.validation_distance, batch_size=size)
 
+    def on_test_start(self) -> None:
+        for vocoder in self._rivals.values():
+            if isinstance(vocoder, torch.nn.Module):
+                vocoder.to(self.device)
+
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> Renditions:
         size = len(batch["audio"])
         return renditions(
             self,
+            {GRIFFIN_LIM: GriffinLim(), **self._rivals},
             self.log_mel,
             batch["audio"],
             batch["notes"],

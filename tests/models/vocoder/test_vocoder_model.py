@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader
 
 from midisynth.checkpoints import load_model, save_weights
 from midisynth.errors import AudioError, UsageError
+from midisynth.evaluation import PREDICTION, Renditions
 from midisynth.models.vocoder import NeuralVocoder, VocoderData
 from midisynth.module import Item, Noise
+from midisynth.music.notes import NOTE_DTYPE
 
 HEADS = ("oscillators", "istft")
 
@@ -236,3 +238,37 @@ def test_the_piano_of_the_data_tunes_the_model(build, monkeypatch, tmp_path):
     assert asked == [("samples", 32000)]
     ratio = model.network.head.frequencies / before
     assert ratio.median() == pytest.approx(442 / 440, rel=1e-3)
+
+
+class Listener(Callback):
+    """Keeps what a test rendered."""
+
+    def on_test_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0) -> None:
+        self.heard: Renditions = outputs
+
+
+def test_a_test_compares_with_other_vocoders(build, monkeypatch, tmp_path):
+    """Of any rate; they stay out of the checkpoints of the one that is tested."""
+    monkeypatch.setattr(VocoderData.__mro__[1], "setup", lambda self, stage: None)
+    save_weights(build(head="istft", sample_rate=16000), tmp_path / "other")
+    model, listener = build(sample_rate=32000), Listener()
+    data = VocoderData({"folder": str(tmp_path)}, compare={"other": str(tmp_path / "other")})
+    data.connect(model)
+    data.setup("test")
+    examples = [{"audio": 0.1 * torch.randn(model.codec.segment_samples), "notes": np.zeros(0, NOTE_DTYPE)}] * 2
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[listener], default_root_dir=tmp_path
+    )
+    loader = DataLoader(examples, batch_size=2, collate_fn=model.codec.collate)
+    (logged,) = trainer.test(model, loader, verbose=False)
+    assert set(listener.heard.rows) == {PREDICTION, "griffin_lim", "other"}
+    for shown, rate in ((listener.heard, 16000), (listener.heard.pictured, 32000)):
+        assert shown.sample_rate == rate
+        assert {tuple(audio.shape) for audio in shown.rows.values()} == {(2, 24 * 320 * rate // 16000)}
+    for row in ("", "griffin_lim/", "other/"):
+        assert {f"test/{row}{name}" for name in ("real_time", "full_band_distance", "mel_error")} <= logged.keys()
+    # At 16 kHz there is nothing in the upper half of the band.
+    assert logged["test/griffin_lim/full_band_distance"] > 1
+    assert not any("rival" in name or "other" in name for name in model.state_dict())
+    with pytest.raises(UsageError, match="compare: 'prediction' is the row"):
+        VocoderData({"folder": str(tmp_path)}, compare={"prediction": "vocoder_piano"})
