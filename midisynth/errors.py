@@ -77,5 +77,9 @@ class ScoreError(FileError):
     """A score file cannot be read."""
 
 
+class AlignmentError(FileError):
+    """A file that matches the notes of a performance with those of a score cannot be read, or fits neither."""
+
+
 class AudioError(FileError):
     """An audio file cannot be read or written."""

@@ -1,0 +1,131 @@
+"""Corpus `atepp`: transcribed recordings of pianists, with alignments by parangonar.
+
+H. Zhang et al., "ATEPP: A Dataset of Automatically Transcribed Expressive Piano Performance", ISMIR 2022 (CC BY 4.0).
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from midisynth.datasets.aligned import AlignedRecord
+from midisynth.datasets.corpus import Corpus
+from midisynth.datasets.pieces import by_composers, piece_name, split_pieces
+from midisynth.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+_COLUMNS = ("composer", "track", "midi_path")
+_SCORES = (".musicxml", ".mxl", ".xml", ".mei")
+
+
+class Atepp(Corpus):
+    """ATEPP with alignments: a table `ATEPP-metadata-1.1.csv` or the like and the folders that its `midi_path` names.
+
+    `Composer/Work/Movement/00001.mid` has its alignment in `00001/align.csv` beside it, and its score where the
+    column `score_path` says, else it is the first score in the folder. Performances without both are left out.
+
+    Args:
+        root: Folder of the table.
+        min_match_ratio: Leave out performances with a smaller share of matches among matches, insertions and
+            deletions (0..1).
+        test_pieces: Pieces for testing, such as "scriabin op 6"; without, a tenth of them, by their names.
+        validation_pieces: Pieces for validation; likewise.
+        composers: Only these, by their last names.
+        weight: Share of this corpus when several are mixed, relative to the others.
+    """
+
+    version: ClassVar[int] = 1
+    content: ClassVar[frozenset[str]] = frozenset({"midi", "score", "alignment"})
+
+    def __init__(
+        self,
+        root: str,
+        min_match_ratio: float = 0.5,
+        test_pieces: list[str] | None = None,
+        validation_pieces: list[str] | None = None,
+        composers: list[str] | None = None,
+        weight: float = 1.0,
+    ):
+        super().__init__(root, weight)
+        self.min_match_ratio = min_match_ratio
+        self.test_pieces = test_pieces
+        self.validation_pieces = validation_pieces
+        self.composers = composers
+
+    def records(self) -> list[AlignedRecord]:
+        """One record for each performance with a score and a good alignment.
+
+        Raises:
+            DataError: The table is not what it should be, or no performance is usable.
+        """
+        rows = self._rows()
+        complete = [record for record in map(self._record, rows) if record is not None]
+        found = [record for record in complete if match_ratio(record.alignment) >= self.min_match_ratio]
+        if not found:
+            raise DataError(
+                f"atepp: of {len(rows)} performances in {self.root}, {len(complete)} have MIDI, score and "
+                f"NNNNN/align.csv, and none a match ratio of {self.min_match_ratio:g}"
+            )
+        logger.info("atepp: %d of %d performances are usable", len(found), len(rows))
+        records = sorted(by_composers(found, self.composers), key=lambda record: record.id)
+        return split_pieces(records, self.test_pieces, self.validation_pieces)
+
+    def _rows(self) -> list[Mapping[str, str]]:
+        tables = sorted(self.root.glob("ATEPP*.csv"))
+        if not tables:
+            raise DataError(f"atepp: no ATEPP*.csv in {self.root}")
+        try:
+            with open(tables[-1], encoding="utf-8-sig", newline="") as file:
+                rows = list(csv.DictReader(file))
+        except OSError as error:
+            raise DataError(f"atepp: {tables[-1]} cannot be read ({error.strerror})") from error
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise DataError(f"atepp: {tables[-1]} is damaged ({error}); fetch it again") from error
+        absent = [name for name in _COLUMNS if name not in (rows[0] if rows else {})]
+        if absent:
+            raise DataError(f"atepp: {tables[-1]} has no column '{absent[0]}'")
+        return rows
+
+    def _record(self, row: Mapping[str, str]) -> AlignedRecord | None:
+        midi = self.root / row["midi_path"]
+        alignment = midi.with_suffix("") / "align.csv"
+        score = self._score(row, midi.parent)
+        if score is None or not (midi.is_file() and alignment.is_file()):
+            return None
+        return AlignedRecord(
+            "atepp",
+            id=midi.stem,
+            piece=piece_name(row["composer"], row["track"]),
+            split="train",
+            midi=midi,
+            score=score,
+            alignment=alignment,
+            metadata={
+                "composer": row["composer"],
+                "title": row["track"],
+                "performer": row.get("artist"),
+                "quality": row.get("quality") or None,
+            },
+        )
+
+    def _score(self, row: Mapping[str, str], folder: Path) -> Path | None:
+        named = self.root / row["score_path"] if row.get("score_path") else None
+        if named is not None and named.is_file():
+            return named
+        scores = sorted(path for path in folder.glob("*") if path.suffix.lower() in _SCORES)
+        return scores[0] if scores else None
+
+
+def match_ratio(alignment: Path) -> float:
+    """Share of matches among matches, deletions and insertions of a table of Parangonada (0..1)."""
+    try:
+        with open(alignment, encoding="utf-8-sig", newline="") as file:
+            kinds = Counter(row.get("matchtype") for row in csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"atepp: {alignment} cannot be read ({error})") from error
+    return kinds["0"] / max(kinds.total(), 1)
