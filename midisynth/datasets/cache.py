@@ -1,7 +1,8 @@
 """Prepared data: what training reads again and again, decoded once.
 
-A record becomes two files: mono 16-bit audio at the model's rate, which is memory-mapped, and its notes. Each file
-appears whole under its name or not at all, the notes last, so that a run that was killed continues where it was.
+A record becomes two files: mono 16-bit audio at the model's rate, which is memory-mapped, and its notes; or one file of
+the arrays that a model's own `Encoder` makes of it. Each file appears whole under its name or not at all, the audio
+first, so that a run that was killed continues where it was.
 
 Stems are kept one by one and added up when they are read: the many mixes that can be made of a song's stems cost no
 more room than these.
@@ -19,7 +20,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, fields
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -43,6 +44,26 @@ T = TypeVar("T")
 logger = logging.getLogger("midisynth.data")
 
 
+class Encoder(Protocol):
+    """Makes what is kept of a record where audio and notes are not what a model trains on, such as codes or latents.
+
+    It is pickled and sent to other processes.
+
+    Attributes:
+        key: Plain values that shape the result, a version among them: other values are another cache.
+    """
+
+    key: Mapping[str, Any]
+
+    def __call__(self, record: Record) -> Mapping[str, np.ndarray]:
+        """Arrays of one record by name.
+
+        Raises:
+            MidisynthError: The record is broken.
+        """
+        ...
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A prepared record.
@@ -61,6 +82,7 @@ class Prepared:
 
     @property
     def notes_path(self) -> Path:
+        """Of the notes, or of the arrays of an `Encoder`."""
         return self.stem.with_name(self.stem.name + ".npz")
 
     @property
@@ -76,10 +98,14 @@ class Prepared:
 
     def performance(self) -> Performance:
         """Notes, controllers and clocks as the corpus gave them."""
-        with np.load(self.notes_path, allow_pickle=False) as stored:
-            values = {name: stored[name] for name in stored.files}
+        values = self.arrays()
         scalars = json.loads(str(values.pop("_json")))
         return Performance(**values, **scalars)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What the `Encoder` returned for the record."""
+        with np.load(self.notes_path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
 
 
 class Mix:
@@ -124,7 +150,12 @@ class Outcome:
 
 
 def corpus_folder(
-    cache_dir: Path, corpus: Corpus, name: str, options: Mapping[str, Any], sample_rate: int | None
+    cache_dir: Path,
+    corpus: Corpus,
+    name: str,
+    options: Mapping[str, Any],
+    sample_rate: int | None,
+    encode: Encoder | None = None,
 ) -> Path:
     """Where the records of a corpus are kept: the name tells everything that shapes them.
 
@@ -134,11 +165,17 @@ def corpus_folder(
         name: Its name.
         options: What it was opened with.
         sample_rate: Of the prepared audio (Hz); None where there is none.
+        encode: Makes what is kept; None keeps audio and notes.
     """
     shaping = {key: value for key, value in options.items() if key != "weight"} | {"root": str(corpus.root.resolve())}
     reader = f"{type(corpus).__module__}.{type(corpus).__qualname__}"
-    key = json.dumps([CACHE_VERSION, reader, corpus.version, sample_rate, shaping], sort_keys=True, default=str)
-    return cache_dir / f"{name}-{sample_rate or 'notes'}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    parts = [CACHE_VERSION, reader, corpus.version, sample_rate, shaping]
+    kind: int | str = sample_rate or "notes"
+    if encode is not None:
+        kind = type(encode).__name__.lower()
+        parts += [f"{type(encode).__module__}.{type(encode).__qualname__}", dict(encode.key)]
+    key = json.dumps(parts, sort_keys=True, default=str)
+    return cache_dir / f"{name}-{kind}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
 def prepare(
@@ -148,6 +185,7 @@ def prepare(
     workers: int | None = None,
     on_error: Literal["skip", "stop"] = "skip",
     report: Report | None = None,
+    encode: Encoder | None = None,
 ) -> Outcome:
     """Make the prepared files of those records that have none.
 
@@ -158,6 +196,7 @@ def prepare(
         workers: Processes; None for one per available core.
         on_error: Leave out a broken record and say so, or stop at the first.
         report: Is told about progress.
+        encode: Makes what is kept; None keeps audio and notes.
 
     Raises:
         DataError: A record is broken and `on_error` is "stop", a worker was killed, or nothing could be prepared.
@@ -175,7 +214,7 @@ def prepare(
         if report is not None:
             report(done, total, source.name)
     outcome = Outcome()
-    write = partial(_prepare_one, sample_rate=sample_rate)
+    write = partial(_prepare_one, sample_rate=sample_rate) if encode is None else partial(_encode_one, encode=encode)
     for done, (entry, error) in enumerate(_work(pending, write, workers, _record_name), start=len(stems) + 1):
         if error is None:
             outcome.made += 1
@@ -305,4 +344,19 @@ def _prepare_one(entry: Prepared, sample_rate: int | None) -> str | None:
         (arrays if isinstance(value, np.ndarray) else scalars)[item.name] = value
     with replacing(entry.notes_path) as file:
         np.savez(file, _json=np.array(json.dumps(scalars)), **arrays)
+    return None
+
+
+def _encode_one(entry: Prepared, encode: Encoder) -> str | None:
+    """Write what an encoder makes of one record.
+
+    Returns:
+        What is wrong with the record, or None.
+    """
+    try:
+        arrays = encode(entry.record)
+    except MidisynthError as error:
+        return str(error)
+    with replacing(entry.notes_path) as file:
+        np.savez(file, **arrays)
     return None

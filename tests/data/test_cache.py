@@ -160,3 +160,50 @@ def test_progress_is_lines_where_there_is_no_terminal(corpus: Path, tmp_path: Pa
     with progress_report("preparing clips", enabled=False) as report:
         prepare(records, tmp_path / "other", RATE, report=report)
     assert capsys.readouterr().err == ""
+
+
+class Pitches:
+    """What a model might keep of a record in place of audio: its pitches, and how often each occurs.
+
+    Args:
+        octave: Semitones of an octave.
+    """
+
+    def __init__(self, octave: int = 12):
+        self.octave = octave
+        self.key = {"version": 1, "octave": octave}
+
+    def __call__(self, record: Record) -> dict[str, np.ndarray]:
+        pitch = record.performance().notes["pitch"]
+        return {"pitch": pitch, "classes": np.bincount(pitch % self.octave, minlength=self.octave)}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_encoder_decides_what_is_kept(workers: int, corpus: Path, tmp_path: Path):
+    (corpus / "05.midi").write_bytes(b"MThd")
+    records = Folder(str(corpus)).records()
+    outcome = prepare(records, tmp_path / "cache", None, workers=workers, encode=Pitches())
+    assert (outcome.made, [name for name, _ in outcome.failures]) == (11, ["05"])
+    assert len(list((tmp_path / "cache").iterdir())) == 11, "audio is none of its business"
+    for entry in prepared(records, tmp_path / "cache"):
+        arrays = entry.arrays()
+        assert sorted(arrays) == ["classes", "pitch"]
+        assert np.array_equal(arrays["pitch"], entry.record.performance().notes["pitch"])
+        assert arrays["classes"].sum() == len(arrays["pitch"])
+    shutil.copy(CLIP.with_suffix(".midi"), corpus / "05.midi")
+    mended = Folder(str(corpus)).records()
+    assert prepare(mended, tmp_path / "cache", None, workers=workers, encode=Pitches()).made == 1
+    with pytest.raises(DataError, match="folder/05"):
+        (corpus / "05.midi").write_bytes(b"MThd")
+        prepare(Folder(str(corpus)).records(), tmp_path / "cache", None, encode=Pitches(), on_error="stop")
+
+
+def test_other_options_of_an_encoder_are_another_cache(corpus: Path, tmp_path: Path):
+    reader = Folder(str(corpus))
+
+    class Chroma(Pitches):
+        """Another encoder with the same options."""
+
+    folders = {corpus_folder(tmp_path, reader, "folder", {}, None, e) for e in (None, Pitches(), Pitches(7), Chroma())}
+    assert len(folders) == 4
+    assert corpus_folder(tmp_path, reader, "folder", {}, None, Pitches()) in folders
