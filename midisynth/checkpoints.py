@@ -7,12 +7,12 @@ values.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 import json
 import os
 import re
-import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,14 +23,15 @@ from typing import Any
 import torch
 import yaml
 from safetensors import safe_open
-from safetensors.torch import save, save_file
+from safetensors.torch import save
 from torch import Tensor
 
 import midisynth
 from midisynth import registry, weights
+from midisynth.datasets.files import replacing
 from midisynth.errors import CheckpointError, PluginError
 from midisynth.module import MidiModule
-from midisynth.tensor_files import check_state, file_sha256, load_state, read_checkpoint, read_safetensors, read_tensors
+from midisynth.tensor_files import check_state, load_state, read_checkpoint, read_safetensors, read_tensors
 
 __all__ = [
     "check_resumable",
@@ -168,36 +169,35 @@ def save_weights(model: MidiModule, folder: str | os.PathLike[str], half: bool =
     Args:
         model: With the weights to keep.
         folder: Created where it does not exist.
-        half: Store parameters as float16, unless one is too large for it. Buffers keep their precision.
+        half: Store parameters as float16, unless one is too large for it. Buffers, and what is not trained, keep their
+            precision: rates of time features are no weights that may be rounded.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    parameters = dict(model.named_parameters())
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     tensors: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         tensor = tensor.detach().cpu()
-        if half and name in parameters and tensor.half().isfinite().all():
+        if half and name in trained and tensor.half().isfinite().all():
             tensor = tensor.half()
         tensors[name] = tensor.clone().contiguous()
     parts = model.parts_state()
     for name, part in parts.items():
         if (data := part.pop("data", None)) is not None:
             tensors[_PART_PREFIX + name] = data
-    unfinished = folder / f".{secrets.token_hex(8)}.part"
-    try:
-        save_file(tensors, unfinished)
-        config = {
-            "class_path": model.class_path(),
-            "init_args": _plain(dict(model.hparams)),
-            "parts": parts,
-            "sha256": file_sha256(unfinished),
-            "midisynth_version": midisynth.__version__,
-        }
-        os.replace(unfinished, folder / TENSORS_FILE)
-        unfinished.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-        os.replace(unfinished, folder / CONFIG_FILE)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    # Not `save_file`, which makes files that nobody but their owner can read.
+    content = save(tensors)
+    config = {
+        "class_path": model.class_path(),
+        "init_args": _plain(dict(model.hparams)),
+        "parts": parts,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "midisynth_version": midisynth.__version__,
+    }
+    with replacing(folder / TENSORS_FILE) as file:
+        file.write(content)
+    with replacing(folder / CONFIG_FILE) as file:
+        file.write(yaml.safe_dump(config, sort_keys=False).encode())
 
 
 def packed(reference: str | os.PathLike[str]) -> bytes:

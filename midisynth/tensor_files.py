@@ -12,12 +12,13 @@ import os
 import pickle
 import zipfile
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor, nn, serialization
 
 from midisynth.errors import CheckpointError, TensorMismatch
 
@@ -31,7 +32,29 @@ LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 LISTED = 5
 
 
-def read_checkpoint(path: str | os.PathLike[str], check_tensors: bool = True, legacy: bool = False) -> dict[str, Any]:
+class Inert:
+    """What is left of an object of a class that is not loaded: what it was made of, and its state, both as they are.
+
+    Attributes:
+        args: What its class was called with.
+        state: What its attributes were set from; None if that did not happen.
+    """
+
+    args: tuple[Any, ...]
+    state: Any
+
+    def __new__(cls, *args: Any) -> Inert:
+        self = super().__new__(cls)
+        self.args, self.state = args, None
+        return self
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def read_checkpoint(
+    path: str | os.PathLike[str], check_tensors: bool = True, legacy: bool = False, inert: bool = False
+) -> dict[str, Any]:
     """Read a checkpoint in torch's zip format; its tensors stay on disk until they are used.
 
     Args:
@@ -39,6 +62,8 @@ def read_checkpoint(path: str | os.PathLike[str], check_tensors: bool = True, le
         check_tensors: Compare the checksums of the tensors, which reads all of them, and not only of what describes
             them.
         legacy: Take files in the format before torch 1.6 as well, whose damage can stay unnoticed.
+        inert: Put `Inert` in the place of objects that are neither tensors nor plain values, instead of refusing them.
+            Their classes are not looked for, let alone called. Not for files in the old format.
 
     Raises:
         CheckpointError: The file is missing, damaged, not a checkpoint, or contains more than tensors and plain values.
@@ -50,7 +75,8 @@ def read_checkpoint(path: str | os.PathLike[str], check_tensors: bool = True, le
     try:
         if not old:
             _check_records(path, check_tensors)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=not old)
+        with _stand_ins(path) if inert else nullcontext():
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=not old)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: {_unpickling_cause(error)}") from error
     except (zipfile.BadZipFile, RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError) as error:
@@ -166,6 +192,14 @@ def file_sha256(path: Path) -> str:
 def _first(names: list[str]) -> str:
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more
+
+
+def _stand_ins(path: Path) -> AbstractContextManager[None]:
+    """Let torch's restricted unpickler take `Inert` for every class of a file that it does not know itself."""
+    if not hasattr(serialization, "get_unsafe_globals_in_checkpoint"):
+        raise CheckpointError(f"{path}: reading it needs torch 2.6 or newer, this is {torch.__version__}")
+    names = serialization.get_unsafe_globals_in_checkpoint(path)
+    return serialization.safe_globals([(Inert, name) for name in names])
 
 
 def _is_legacy(path: Path) -> bool:

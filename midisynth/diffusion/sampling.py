@@ -6,6 +6,7 @@ the differences that the last steps add are below the resolution.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -22,8 +23,11 @@ Solver = Literal["ddpm", "ddim", "dpm_solver"]
 
 #: Times that a sampler visits. "closed": ancestral sampling from t = 1 to t = 0, both included, deterministic solvers
 #: from `LAST_TIME`; "intervals": the upper ends of equal intervals from 1 to 0, but "dpm_solver" as before; "leading":
-#: every so many of 1,000 steps from the first one on, as diffusers' schedulers do, for ancestral sampling alone.
-Grid = Literal["closed", "intervals", "leading"]
+#: every so many of 1,000 steps from the first one on, as diffusers' schedulers do, for ancestral sampling alone;
+#: "quadratic": as "closed", with times that fall to 0 quadratically, which leaves more of them where there is little
+#: noise; "steps": as "closed", at the nearest steps of a schedule that has steps, for networks that know no time in
+#: between.
+Grid = Literal["closed", "intervals", "leading", "quadratic", "steps"]
 
 #: (z [batch, ...], t in [0, 1]) -> x0 [batch, ...].
 Denoiser = Callable[[Tensor, float], Tensor]
@@ -36,6 +40,9 @@ NoiseSource = Callable[[int], Tensor]
 #: noise says nothing about x0 = (z - sigma epsilon) / alpha: mere rounding, divided by alpha, would show.
 LAST_TIME = 0.99
 
+#: Or here, if a schedule has less signal left by then: 61 dB below the noise. Schedulers compute in 32 bits.
+LEAST_LOG_SNR = -14.0
+
 
 def sample(
     denoise: Denoiser,
@@ -46,6 +53,7 @@ def sample(
     known: Known | None = None,
     grid: Grid = "closed",
     variance: float = 0.0,
+    start: float = 1.0,
 ) -> Tensor:
     """Draw one batch.
 
@@ -60,12 +68,14 @@ def sample(
         grid: Times that are visited.
         variance: Of the noise that ancestral sampling adds: 0 is the least that it can be, (1 - e^(l_t - l_s))
             sigma_s^2 with the log-SNR l, 1 the most, with sigma_t; in between the exponent of a geometric mean.
+        start: Share of the schedule that is gone through, up to 1: sampling starts at this share of the first time,
+            where draw 0 of `noise` has to be the data with their noise, see `start_time`.
 
     Returns:
         x0 [batch, ...], the last answer of the denoiser, with what is known in its place.
 
     Raises:
-        UsageError: Steps are to be repeated, and the solver cannot.
+        UsageError: Steps are to be repeated, and the solver cannot; or the schedule has too few steps.
     """
     repeats = 1 if known is None else known.repeats
     if solver == "dpm_solver" and repeats > 1:
@@ -73,20 +83,76 @@ def sample(
     denoise = denoise if known is None else known.guard(denoise)
     # Numbers the draws after the first in the order of their use.
     draws = map(noise, itertools.count(1))
+    times = _visited(schedule, solver, steps, grid, start)
     if solver == "ddpm":
-        times = ancestral_times(grid, steps)
         return _ancestral(denoise, noise(0).float(), draws, schedule, times, variance, repeats)
-    # DPM-Solver++ counts in log-SNR, which has no use for t = 1.
-    times = solver_times(steps, 1.0 if grid == "intervals" and solver == "ddim" else LAST_TIME)
-    return _deterministic(denoise, noise(0).float(), draws, schedule, solver, times, repeats)
+    return _deterministic(denoise, noise(0).float(), draws, schedule, solver, times.flip(0), repeats)
+
+
+def _visited(schedule: Schedule | None, solver: Solver, steps: int, grid: Grid, start: float) -> Tensor:
+    """Times that `sample` visits with these arguments, descending, [steps] float64."""
+    if solver == "ddpm":
+        times = start * ancestral_times(grid, steps)
+    else:
+        # DPM-Solver++ counts in log-SNR, which has no use for t = 1.
+        last = 1.0 if grid == "intervals" and solver == "ddim" else _last_time(schedule)
+        times = start * solver_times(steps, last, 2.0 if grid == "quadratic" else 1.0).flip(0)
+    return on_steps(times, schedule) if grid == "steps" else times
+
+
+def _last_time(schedule: Schedule | None) -> float:
+    """`LAST_TIME`, or the time before it at which a schedule reaches `LEAST_LOG_SNR`."""
+    times = torch.linspace(0, LAST_TIME, 991, dtype=torch.float64)
+    if schedule is None or schedule.log_snr(times[-1]) >= LEAST_LOG_SNR:
+        return LAST_TIME
+    return float(times[schedule.log_snr(times) >= LEAST_LOG_SNR][-1])
+
+
+def on_steps(times: Tensor, schedule: Schedule | None) -> Tensor:
+    """Times moved to the steps of a schedule, 0 to the first and 1 to the last of them.
+
+    Args:
+        times: [steps] in [0, 1], all different.
+        schedule: The schedule.
+
+    Raises:
+        UsageError: It has no steps, or too few for all to be different still.
+    """
+    if schedule is None or schedule.steps is None:
+        raise UsageError("grid steps needs a schedule that has steps")
+    indices = (times * (schedule.steps - 1)).round()
+    if len(indices.unique()) < len(indices):
+        raise UsageError(f"{len(times)} steps: the schedule has {schedule.steps}, of which this part is shorter")
+    return indices / schedule.steps
+
+
+def content_generators(rows: Tensor) -> list[torch.Generator]:
+    """One CPU generator for each row of [batch, ...], seeded from what is in it.
+
+    So validation and test draw the same numbers for an item in every epoch and on whichever process it is.
+    """
+    digests = [hashlib.sha256(row.float().numpy().tobytes()).digest() for row in rows.detach().cpu()]
+    return [torch.Generator().manual_seed(int.from_bytes(digest[:7], "little")) for digest in digests]
+
+
+def start_time(
+    solver: Solver, steps: int, grid: Grid = "closed", start: float = 1.0, schedule: Schedule | None = None
+) -> float:
+    """The first time that `sample` visits with these arguments.
+
+    The schedule matters for the grid "steps", and for deterministic solvers if it has next to no signal at its end.
+    """
+    return float(_visited(schedule, solver, steps, grid, start)[0])
 
 
 def ancestral_times(grid: Grid, steps: int) -> Tensor:
     """Times that ancestral sampling visits, descending, [steps] float64."""
     if grid == "leading":
         return torch.arange(steps - 1, -1, -1, dtype=torch.float64) * (1000 // steps) / 1000
-    if grid == "closed" and steps > 1:
+    if grid in ("closed", "steps") and steps > 1:
         return torch.linspace(1, 0, steps, dtype=torch.float64)
+    if grid == "quadratic" and steps > 1:
+        return torch.linspace(1, 0, steps, dtype=torch.float64) ** 2
     return torch.arange(steps, 0, -1, dtype=torch.float64) / steps
 
 
@@ -148,9 +214,15 @@ def _scheduler(solver: Solver, schedule: Schedule, times: Tensor) -> Any:
     return scheduler
 
 
-def solver_times(steps: int, last: float = LAST_TIME) -> Tensor:
-    """Times that the deterministic solvers visit, ascending to the last, [steps] float64."""
-    return last * torch.arange(1, steps + 1, dtype=torch.float64) / steps
+def solver_times(steps: int, last: float = LAST_TIME, power: float = 1.0) -> Tensor:
+    """Times that the deterministic solvers visit, ascending to the last, [steps] float64.
+
+    Args:
+        steps: Number of times.
+        last: The highest.
+        power: Of the step number that times are proportional to.
+    """
+    return last * (torch.arange(1, steps + 1, dtype=torch.float64) / steps) ** power
 
 
 def _deterministic(

@@ -11,7 +11,13 @@ from torch import Tensor
 
 
 class Schedule(ABC):
-    """z_t = alpha(t) x0 + sigma(t) epsilon, alpha^2 + sigma^2 = 1, log_snr = ln(alpha^2 / sigma^2)."""
+    """z_t = alpha(t) x0 + sigma(t) epsilon, alpha^2 + sigma^2 = 1, log_snr = ln(alpha^2 / sigma^2).
+
+    Attributes:
+        steps: Number of steps of a discrete schedule, of which step i is at the time i / steps; None: it is continuous.
+    """
+
+    steps: int | None = None
 
     @abstractmethod
     def log_snr(self, t: Tensor) -> Tensor:
@@ -47,7 +53,7 @@ class CosineSchedule(Schedule):
 class SquaredCosineSchedule(Schedule):
     """Discrete cosine schedule (Nichol and Dhariwal 2021, equation 17), as in diffusers ("squaredcos_cap_v2").
 
-    Step i of them is at the time i / steps; times in between belong to the nearest.
+    Step i of them is at the time i / steps; times in between belong to the nearest, and those after the last to it.
 
     Attributes:
         steps: Number of steps.
@@ -57,9 +63,48 @@ class SquaredCosineSchedule(Schedule):
     steps: int = 1000
     limit: float = 0.999
 
-    def log_snr(self, t: Tensor) -> Tensor:
-        """[...] in [0, 1) -> the same shape, float64."""
-        at = torch.arange(self.steps + 1, dtype=torch.float64, device=t.device) / self.steps
+    def betas(self) -> Tensor:
+        """Variance of the noise that every step adds, [steps] float32, in which precision networks were trained."""
+        at = torch.arange(self.steps + 1, dtype=torch.float64) / self.steps
         signal = torch.cos((at + 0.008) / 1.008 * math.pi / 2) ** 2
-        kept = (1 - (1 - signal[1:] / signal[:-1]).clamp(max=self.limit)).cumprod(0)
-        return torch.logit(kept)[torch.round(t.double() * self.steps).long()]
+        return (1 - signal[1:] / signal[:-1]).clamp(max=self.limit).float()
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """[...] in [0, 1] -> the same shape, float64."""
+        # Rounded as in training: what float32 makes of the last step's signal differs by 1e-5 of it.
+        kept = (1 - self.betas()).cumprod(0)
+        # Of many steps with much noise nothing is left in float32; a finite log-SNR keeps ancestral sampling defined.
+        table = torch.logit(kept.clamp(min=torch.finfo(torch.float32).tiny).double()).to(t.device)
+        return table[torch.round(t.double() * self.steps).long().clamp(max=self.steps - 1)]
+
+
+@dataclass(frozen=True)
+class LinearSchedule(Schedule):
+    """Variance of the noise that a step adds, rising linearly (Ho et al. 2020, section 4).
+
+    Step i of them is at the time i / steps; the log-SNR of times in between is interpolated, and after the last step
+    there is no more noise.
+
+    Attributes:
+        steps: Number of steps.
+        beta_start: Variance that the first step adds.
+        beta_end: Variance that the last step adds.
+    """
+
+    steps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+
+    def betas(self) -> Tensor:
+        """Variance that every step adds, [steps] float32."""
+        return torch.linspace(self.beta_start, self.beta_end, self.steps)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """[...] in [0, 1] -> the same shape, float64."""
+        # Rounded as in training: what float32 makes of the first steps' noise differs by some 1e-4 of it.
+        kept = (1 - self.betas()).cumprod(0)
+        # Of many steps with much noise nothing is left in float32; a finite log-SNR keeps ancestral sampling defined.
+        table = torch.logit(kept.clamp(min=torch.finfo(torch.float32).tiny).double()).to(t.device)
+        at = (t.double() * self.steps).clamp(max=self.steps - 1)
+        low = at.long()
+        return torch.lerp(table[low], table[(low + 1).clamp(max=self.steps - 1)], at - low)

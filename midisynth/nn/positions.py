@@ -18,7 +18,12 @@ def sinusoids(rows: int, dim: int) -> Tensor:
     Returns:
         [rows, dim]; rates fall geometrically from 1 to 1/10000 radians per position.
     """
-    angles = _angles(rows, dim)
+    return sinusoids_at(torch.arange(rows), dim)
+
+
+def sinusoids_at(positions: Tensor, dim: int) -> Tensor:
+    """Rows of `sinusoids`, also between its positions: [positions] -> [positions, dim]."""
+    angles = _angles(positions, dim)
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
@@ -34,14 +39,14 @@ def shuffled_sinusoids(rows: int, dim: int) -> Tensor:
     Returns:
         [rows, dim]; rates as in `sinusoids`.
     """
-    angles = _angles(rows, dim)
+    angles = _angles(torch.arange(rows), dim)
     sine_phase, cosine_phase = 2 * math.pi * torch.rand(2, dim // 2)
     table = torch.cat([torch.sin(angles + sine_phase), torch.cos(angles + cosine_phase)], dim=1)
     return table[:, torch.randperm(dim)]
 
 
-def _angles(rows: int, dim: int) -> Tensor:
-    """[rows, dim // 2] radians."""
+def _angles(positions: Tensor, dim: int) -> Tensor:
+    """[positions] -> [positions, dim // 2] radians."""
     half = dim // 2
-    rates = torch.exp(-math.log(10000.0) * torch.arange(half) / (half - 1))
-    return torch.arange(rows)[:, None] * rates
+    rates = torch.exp(-math.log(10000.0) * torch.arange(half, device=positions.device) / (half - 1))
+    return positions[:, None] * rates

@@ -8,7 +8,7 @@ import torch
 from midisynth.diffusion.guidance import guide
 from midisynth.diffusion.objectives import add_noise, target, to_x0
 from midisynth.diffusion.sampling import LAST_TIME, sample, solver_times
-from midisynth.diffusion.schedules import CosineSchedule
+from midisynth.diffusion.schedules import CosineSchedule, LinearSchedule
 
 SCHEDULE = CosineSchedule()
 MEAN, DEVIATION = 0.4, 0.3
@@ -128,3 +128,54 @@ def test_a_certain_denoiser_is_believed_and_asked_once_a_step(solver, steps):
     drawn = sample(denoise, lambda _: torch.randn(2, 3), SCHEDULE, solver, steps)
     torch.testing.assert_close(drawn, torch.full((2, 3), 0.25), rtol=0, atol=1e-5)
     assert len(asked) == steps and asked == sorted(asked, reverse=True)
+
+
+# The linear schedule
+
+
+LINEAR = LinearSchedule()
+
+
+def linear_denoiser(z: torch.Tensor, t: float) -> torch.Tensor:
+    """E[x0 | z] for x0 ~ N(MEAN, DEVIATION^2), as `gaussian_denoiser` on the linear schedule."""
+    time = torch.tensor(t, dtype=torch.float64)
+    alpha, sigma = LINEAR.alpha(time).item(), LINEAR.sigma(time).item()
+    return (alpha * DEVIATION**2 * z + sigma**2 * MEAN) / (alpha**2 * DEVIATION**2 + sigma**2)
+
+
+def test_linear_schedule():
+    steps = torch.arange(LINEAR.steps, dtype=torch.float64)
+    kept = (1 - torch.linspace(1e-4, 0.02, 1000)).cumprod(0)
+    torch.testing.assert_close(LINEAR.alpha(steps / LINEAR.steps) ** 2, kept.double())
+    log_snr = LINEAR.log_snr(torch.linspace(0, 0.999, 5000))
+    assert log_snr.dtype == torch.float64
+    assert (log_snr.diff() < 0).all()
+    # After the last step nothing changes, and times are interpolated.
+    assert LINEAR.log_snr(torch.tensor([0.9995, 1.0])).unique().numel() == 1
+    low, mid, high = LINEAR.log_snr(torch.tensor([0.5, 0.50025, 0.501], dtype=torch.float64))
+    assert mid == pytest.approx(low + (high - low) / 4)
+
+
+@pytest.mark.parametrize(("solver", "steps"), [("dpm_solver", 25), ("ddim", 100), ("ddpm", 300)])
+def test_linear_schedule_samples_the_data(solver, steps):
+    """On a grid that is dense where the noise is little; evenly spread times lose up to a tenth of the deviation."""
+    generator = torch.Generator().manual_seed(3)
+    drawn = sample(
+        linear_denoiser,
+        lambda _: torch.randn(20000, generator=generator),
+        LINEAR,
+        solver,
+        steps,
+        grid="quadratic",
+    )
+    assert drawn.mean().item() == pytest.approx(MEAN, abs=0.01)
+    assert drawn.std().item() == pytest.approx(DEVIATION, rel=0.03)
+
+
+@pytest.mark.parametrize("solver", ["ddpm", "ddim", "dpm_solver"])
+def test_schedules_that_leave_nothing_of_the_signal(solver):
+    """The published transfer has so much noise that float32 keeps no signal at all."""
+    generator = torch.Generator().manual_seed(0)
+    draws = lambda _: torch.randn(1, 50, 5, generator=generator)  # noqa: E731
+    made = sample(lambda z, t: torch.full_like(z, 0.5), draws, LinearSchedule(beta_end=0.2), solver, 10)
+    torch.testing.assert_close(made, torch.full_like(made, 0.5))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import shutil
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import nn
 from midisynth import checkpoints, weights
 from midisynth.errors import CheckpointError, UsageError
 from midisynth.render import default_checkpoint, predict
+from midisynth.tensor_files import file_sha256
 
 
 def save(model: Sines, path: Path) -> Path:
@@ -87,6 +89,15 @@ def test_a_folder_of_weights(half: bool, tmp_path: Path):
     assert loaded.hparams == model.hparams
 
 
+def test_weights_can_be_read_by_whom_the_umask_allows(tmp_path: Path):
+    before = os.umask(0o027)
+    try:
+        checkpoints.save_weights(Sines(), tmp_path / "weights")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "weights").iterdir()} == {0o640}
+
+
 def test_values_too_large_for_half_keep_their_precision(tmp_path: Path):
     model = Sines()
     nn.init.constant_(model.levels, 1e6)
@@ -116,7 +127,7 @@ def test_averaged_weights_are_what_is_loaded(tmp_path: Path):
 def test_shipped_checkpoints_and_defaults(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name, model in (("sines_small", Sines()), ("octaves", Octaves())):
         checkpoints.save_weights(model, tmp_path / name)
-    digests = [checkpoints.file_sha256(tmp_path / n / "model.safetensors") for n in ("sines_small", "octaves")]
+    digests = [file_sha256(tmp_path / n / "model.safetensors") for n in ("sines_small", "octaves")]
     (tmp_path / "index.yaml").write_text(
         f"checkpoints:\n- {{name: octaves, reads: [.mid], writes: .mid, sha256: {digests[1]}}}\n"
         f"- {{name: sines_small, reads: [.mid, .kar], writes: .wav, sha256: {digests[0]}}}\n"
@@ -139,7 +150,7 @@ def test_shipped_checkpoints_and_defaults(saved: Path, tmp_path: Path, monkeypat
 def test_what_ships_is_what_the_index_says():
     """Every checkpoint of the package loads, and is the file whose hash the index has."""
     for entry in weights.shipped():
-        assert checkpoints.file_sha256(entry.folder / "model.safetensors") == entry.sha256
+        assert file_sha256(entry.folder / "model.safetensors") == entry.sha256
         assert (entry.folder / "CARD.md").is_file()
         model = checkpoints.load_model(entry.name)
         if entry.writes is not None:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from midisynth.audio.io import resample
+from midisynth.diffusion.sampling import content_generators
 from midisynth.evaluation import ENCODED, PREDICTION, Renditions
 from midisynth.models.spectrogram_diffusion.codec import SpectrogramDiffusionCodec
-from midisynth.models.spectrogram_diffusion.rendering import SpectrogramModule, content_generators
+from midisynth.models.spectrogram_diffusion.rendering import SpectrogramModule
 from midisynth.music.notes import Performance, is_drum
 
 

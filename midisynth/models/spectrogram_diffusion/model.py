@@ -16,7 +16,7 @@ from torchmetrics import MetricCollection
 from midisynth.diffusion.guidance import guide
 from midisynth.diffusion.inpainting import Known
 from midisynth.diffusion.objectives import Objective, add_noise, target, to_x0
-from midisynth.diffusion.sampling import Grid, NoiseSource, Solver, sample
+from midisynth.diffusion.sampling import Grid, NoiseSource, Solver, content_generators, sample
 from midisynth.diffusion.schedules import CosineSchedule, SquaredCosineSchedule
 from midisynth.errors import UsageError
 from midisynth.evaluation import Renditions
@@ -25,7 +25,7 @@ from midisynth.models.spectrogram_diffusion.checkpoint import read_published
 from midisynth.models.spectrogram_diffusion.codec import SpectrogramDiffusionCodec
 from midisynth.models.spectrogram_diffusion.evaluation import evaluate_batch, vocode
 from midisynth.models.spectrogram_diffusion.network import Conditioning, Denoiser
-from midisynth.models.spectrogram_diffusion.rendering import SpectrogramModule, content_generators
+from midisynth.models.spectrogram_diffusion.rendering import SpectrogramModule
 from midisynth.models.spectrogram_diffusion.t5_checkpoint import FILES, is_official
 from midisynth.models.spectrogram_diffusion.t5_tokens import Programs
 from midisynth.models.spectrogram_diffusion.tokens import PADDING

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -191,15 +190,6 @@ class SpectrogramModule(MidiModule):
             for position, count in enumerate(segments):
                 for first in range(0, count, size):
                     yield [(position, index) for index in range(first, min(first + size, count))]
-
-
-def content_generators(audio: Tensor) -> list[torch.Generator]:
-    """One CPU generator for each row of [batch, samples], seeded from the samples.
-
-    So validation and test draw the same numbers for an item in every epoch and on whichever process it is.
-    """
-    digests = [hashlib.sha256(row.float().numpy().tobytes()).digest() for row in audio.detach().cpu()]
-    return [torch.Generator().manual_seed(int.from_bytes(digest[:7], "little")) for digest in digests]
 
 
 class PieceOutput:
