@@ -26,7 +26,7 @@ from midisynth.errors import PluginError, UsageError
 SHORT = {"-c": "config", "-o": "output", "-h": "help"}
 ALIASES = {"ckpt": "ckpt_path", "songs": "count"}
 # Options that take no value. A help option may take one, the class it is about.
-FLAGS = {"help", "print_config", "repair", "skip_existing", "transcribe"}
+FLAGS = {"help", "plot", "print_config", "repair", "skip_existing", "transcribe"}
 GROUP_OF: dict[str, registry.Group] = {"model": "models", "data": "data"}
 
 
@@ -205,6 +205,7 @@ def expand(
     command: str,
     read_checkpoint: Callable[[str], Mapping[str, Any]],
     default_checkpoint: Callable[[Sequence[str]], str],
+    shipped_checkpoint: Callable[[str], str | None],
 ) -> Arguments:
     """Turn a command line as typed into one that is complete and in class paths.
 
@@ -213,6 +214,7 @@ def expand(
         command: The Trainer's method, or "prepare".
         read_checkpoint: Gives the configuration ("model", perhaps "data") that a checkpoint was trained with.
         default_checkpoint: Gives the checkpoint that ships for some input files.
+        shipped_checkpoint: Gives the checkpoint that ships of a model, from its class path, if there is one.
 
     Raises:
         UsageError: Something cannot be resolved.
@@ -232,9 +234,14 @@ def expand(
     asks_help = any(key == "help" or key.endswith(".help") for key, _ in options)
     if command not in ("fit", "prepare") and not asks_help:
         checkpoint = Arguments(options).last("ckpt_path") or _from_configs("ckpt_path", configs)
-        if command == "predict" and checkpoint is None and _stated("model", options, configs) is None:
-            checkpoint = default_checkpoint(arguments.inputs or _from_configs("inputs", configs) or [])
-            options.append(("ckpt_path", checkpoint))
+        if command == "predict" and checkpoint is None and _stated("model", [], configs) is None:
+            named = _stated("model", options, [])
+            if named is None:
+                checkpoint = default_checkpoint(arguments.inputs or _from_configs("inputs", configs) or [])
+            else:
+                checkpoint = shipped_checkpoint(named)
+            if checkpoint is not None:
+                options.append(("ckpt_path", checkpoint))
         if checkpoint is not None:
             # The data module of the training run may not even be installed where predict runs.
             trained = {part: config for part, config in read_checkpoint(checkpoint).items() if part in parts}

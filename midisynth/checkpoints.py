@@ -43,6 +43,7 @@ __all__ = [
     "read_hyper_parameters",
     "read_tensors",
     "save_weights",
+    "shipped_for",
     "trained_config",
     "unpacked",
 ]
@@ -155,6 +156,12 @@ def trained_config(reference: str | os.PathLike[str], trusted: Iterable[str] = (
 def read_hyper_parameters(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Options of the model in a checkpoint, without its class; reads no tensors."""
     return _read(path, tensors=False).options
+
+
+def shipped_for(class_path: str) -> str | None:
+    """Name of the checkpoint that ships of the model with this class path."""
+    found = weights.of_class(class_path)
+    return None if found is None else found.name
 
 
 def default_for(suffix: str) -> str | None:

@@ -73,7 +73,11 @@ def run(command: str, tokens: Sequence[str], interrupts: Interrupts) -> int:
     allowed = sorted(TRUSTED | registry.plugin_packages() | named)
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=allowed)
     complete = arguments.expand(
-        typed, command, partial(checkpoints.trained_config, trusted=named), render.default_checkpoint
+        typed,
+        command,
+        partial(checkpoints.trained_config, trusted=named),
+        render.default_checkpoint,
+        checkpoints.shipped_for,
     )
     try:
         return MidiCLI(command, complete, interrupts).exit_code
@@ -198,7 +202,21 @@ class MidiCLI(LightningCLI):
                 help="networks for Frechet distances, by name: --embeddings.vggish FILE, --embeddings.NAME FILE.onnx",
             )
             group.add_argument("--transcribe", action="store_true", help="score the notes that a transcriber hears")
+            group = parser.add_argument_group("Scores of performances")
+            group.add_argument(
+                "--renderers",
+                type=dict[str, str] | None,
+                default=None,
+                help="folders of MIDI files by other renderers, named after the pieces: --renderers.NAME FOLDER",
+            )
+            group = parser.add_argument_group("Scores")
             group.add_argument("--report", type=str | None, default=None, help="JSON file for the scores")
+            group.add_argument(
+                "--pictures",
+                type=int | None,
+                default=None,
+                help="clips or pieces to draw; 3 where matplotlib is installed",
+            )
         if self.command != "predict":
             return
         group = parser.add_argument_group("Inputs and outputs")
@@ -209,6 +227,7 @@ class MidiCLI(LightningCLI):
             "-o", "--output", type=str | None, default=None, help="output file, or folder; beside the input by default"
         )
         group.add_argument("--count", type=int, default=1, help="outputs for each input, or pieces to compose")
+        group.add_argument("--plot", action="store_true", help="draw a picture beside each output")
         group.add_argument("--seed", type=int, default=0, help="the same seed gives the same output")
         group.add_argument("--batch_size", type=int, default=1, help="inputs that are rendered together")
         group.add_argument("--skip_existing", action="store_true", help="leave finished outputs alone")
@@ -288,9 +307,13 @@ class MidiCLI(LightningCLI):
             callbacks.append(RichProgressBar() if sys.stdout.isatty() else PlainProgress())
         if self.command == "test":
             from midisynth.evaluation import AudioEvaluation
+            from midisynth.interpretations import InterpretationEvaluation
+            from midisynth.summaries import SummaryEvaluation
 
             options = self.config.test
-            callbacks.append(AudioEvaluation(options.embeddings, options.transcribe, options.report))
+            callbacks.append(AudioEvaluation(options.embeddings, options.transcribe, options.report, options.pictures))
+            callbacks.append(InterpretationEvaluation(options.renderers, options.report, options.pictures))
+            callbacks.append(SummaryEvaluation(options.report, options.pictures))
         config["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
 
@@ -319,6 +342,7 @@ class MidiCLI(LightningCLI):
             options.inputs or [],
             options.output,
             count=options.count,
+            plot=options.plot,
             seed=options.seed,
             batch_size=options.batch_size,
             skip_existing=options.skip_existing,

@@ -8,7 +8,6 @@ no weights depend on them. All sums merge over processes, and every example of a
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 import warnings
@@ -24,8 +23,8 @@ from torch import Tensor
 from torchmetrics import Metric, SumMetric
 
 import midisynth
+from midisynth import pictures as drawing
 from midisynth.audio.backend import functional as resampling
-from midisynth.datasets.files import replacing
 from midisynth.errors import CheckpointError, MidisynthError
 from midisynth.metrics.embeddings import AudioEmbedding, CrepeEmbedding, OnnxEmbedding
 from midisynth.metrics.frechet import FrechetAudioDistance
@@ -39,6 +38,7 @@ from midisynth.metrics.scores import (
 )
 from midisynth.metrics.transcription import Transcriber
 from midisynth.metrics.vggish import Vggish
+from midisynth.reports import block, report_path, write_json
 from midisynth.tensor_files import file_sha256, read_tensors
 
 PREDICTION = "prediction"
@@ -48,6 +48,9 @@ TRUTH = "ground truth"
 
 #: What the distances of TF-Hub's models are published with; their weights are nobody's to ship.
 PUBLISHED_EMBEDDINGS = ("vggish", "trill")
+
+#: How many clips are drawn if nobody says.
+PICTURES = 3
 
 
 @dataclass
@@ -60,12 +63,14 @@ class Renditions:
         sample_rate: Of all of them (Hz).
         notes: For every item the true notes that begin in it, [notes] of `NOTE_DTYPE`, with its start as time 0; None
             where the model does not know.
+        pictured: The same at another rate, for pictures that show more than what is compared; None: what is compared.
     """
 
     rows: Mapping[str, Tensor]
     reference: Tensor
     sample_rate: int
     notes: Sequence[np.ndarray] | None = None
+    pictured: Renditions | None = None
 
 
 class AudioEvaluation(Callback):
@@ -78,14 +83,23 @@ class AudioEvaluation(Callback):
             Hub: `hf://owner/name/FILE`.
         transcribe: Score the notes that a piano transcriber hears; about three CPU seconds a second for each row.
         report: JSON file to write; beside the logs when null.
+        pictures: Of so many clips, the first of process zero, the spectrograms of the recording and of every row are
+            drawn beside the report; null draws three where matplotlib is installed.
     """
 
     def __init__(
-        self, embeddings: Mapping[str, str | None] | None = None, transcribe: bool = False, report: str | None = None
+        self,
+        embeddings: Mapping[str, str | None] | None = None,
+        transcribe: bool = False,
+        report: str | None = None,
+        pictures: int | None = None,
     ):
         self.embeddings = dict(embeddings or {})
         self.transcribe = transcribe
         self.report = report
+        self.pictures = pictures
+        self._to_draw = 0
+        self._drawn: list[tuple[dict[str, Tensor], int]] = []
         self._networks: list[AudioEmbedding] = []
         self._transcriber: Transcriber | None = None
         self._rows: dict[str, _RowScores] = {}
@@ -99,6 +113,15 @@ class AudioEvaluation(Callback):
         self._networks = [network.to(pl_module.device) for network in self._load_embeddings()]
         if self.transcribe:
             self._transcriber = Transcriber(str(pl_module.device))
+        self._to_draw, self._drawn = self._count_pictures(), []
+
+    def _count_pictures(self) -> int:
+        if self.pictures is None and not drawing.available():
+            self._remarks.append("no pictures: they need matplotlib; install it with: pip install matplotlib")
+            return 0
+        if self.pictures:
+            drawing.check_available()
+        return PICTURES if self.pictures is None else self.pictures
 
     def _load_embeddings(self) -> list[AudioEmbedding]:
         wanted = dict(self.embeddings)
@@ -137,9 +160,17 @@ class AudioEvaluation(Callback):
             self._update_notes(row, audio, outputs)
         if self._transcriber is not None:
             self._update_notes(self._row(TRUTH, rate, device), reference, outputs)
+        if trainer.is_global_zero:
+            self._keep(outputs.pictured or outputs)
         self._sample_rate = rate
         self._clips.update(len(reference))
         self._seconds.update(reference.numel() / rate)
+
+    def _keep(self, outputs: Renditions) -> None:
+        """Put aside what will be drawn, once the report has a name."""
+        for index in range(min(len(outputs.reference), self._to_draw - len(self._drawn))):
+            sounds = {TRUTH: outputs.reference[index]} | {name: audio[index] for name, audio in outputs.rows.items()}
+            self._drawn.append(({name: audio.cpu() for name, audio in sounds.items()}, outputs.sample_rate))
 
     def _row(self, name: str, sample_rate: int, device: torch.device) -> _RowScores:
         if name not in self._rows:
@@ -201,14 +232,15 @@ class AudioEvaluation(Callback):
             print("\n".join(filter(None, [text, *self._remarks])))
 
     def _write(self, trainer: Trainer, result: Mapping[str, Any]) -> None:
-        logs = trainer.log_dir if trainer.loggers else Path(trainer.default_root_dir, "lightning_logs")
+        path = report_path(trainer, self.report)
         if not trainer.is_global_zero:
             return
-        path = Path(self.report) if self.report else _unused(Path(logs))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
-            file.write((json.dumps(_finite(result), indent=2, ensure_ascii=False) + "\n").encode())
+        write_json(path, result)
         print(f"scores: {path}")
+        for number, (sounds, rate) in enumerate(self._drawn, start=1):
+            picture = path.with_name(f"{path.stem}_{number}.png")
+            drawing.save(drawing.draw_spectrograms(sounds, rate), picture)
+            print(f"picture: {picture}")
 
 
 class _RowScores:
@@ -312,7 +344,7 @@ def table(result: Mapping[str, Any]) -> str:
     scores = result["scores"]
     heading = f"{result['clips']} clips, {result['seconds']:.1f} s at {result['sample_rate']} Hz"
     blocks = [
-        _block(
+        block(
             f"{heading} (midisynth {result['midisynth']})",
             scores,
             {
@@ -332,7 +364,7 @@ def table(result: Mapping[str, Any]) -> str:
             f"{name}_fad_high": "to",
             f"{name}_frames": "N",
         }
-        blocks.append(_block(about, scores, columns))
+        blocks.append(block(about, scores, columns))
     columns = {
         "note_precision": "precision",
         "note_recall": "recall",
@@ -340,39 +372,5 @@ def table(result: Mapping[str, Any]) -> str:
         "note_offset_f1": "+ offset F1",
         "note_velocity_correlation": "velocity r",
     }
-    blocks.append(_block("notes that a piano transcriber hears, within 50 ms", scores, columns))
+    blocks.append(block("notes that a piano transcriber hears, within 50 ms", scores, columns))
     return "\n\n".join(filter(None, blocks)) + "\n"
-
-
-def _block(title: str, scores: Mapping[str, Mapping[str, float]], columns: Mapping[str, str]) -> str:
-    rows = {name: values for name, values in scores.items() if any(key in values for key in columns)}
-    if not rows:
-        return ""
-    width = max(map(len, rows))
-    lines = [title, " ".join([" " * width, *(label.rjust(12) for label in columns.values())])]
-    for name, values in rows.items():
-        cells = [_cell(values.get(key, math.nan), key) for key in columns]
-        lines.append(" ".join([name.ljust(width), *cells]))
-    return "\n".join(lines)
-
-
-def _cell(value: float, key: str) -> str:
-    if math.isnan(value):
-        return "-".rjust(12)
-    return f"{value:12.0f}" if key.endswith("_frames") else f"{value:12.4g}"
-
-
-def _finite(value: Any) -> Any:
-    """The value with null for numbers that JSON does not have."""
-    if isinstance(value, Mapping):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def _unused(folder: Path) -> Path:
-    number = 0
-    while (folder / f"test_{number}.json").exists():
-        number += 1
-    return folder / f"test_{number}.json"

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from lightning.pytorch import LightningModule
@@ -33,6 +33,9 @@ from midisynth.music.notes import Performance
 from midisynth.outputs import Outcome, RenderBatch, render_batch
 from midisynth.parts import PartLoader, PartReader, Parts, read_file
 from midisynth.tensor_files import load_state
+
+if TYPE_CHECKING:
+    from midisynth.summaries import Summary
 
 
 class Codec(Protocol):
@@ -229,6 +232,15 @@ class MidiModule(LightningModule):
     def predict_step(self, batch: RenderBatch, batch_idx: int = 0) -> list[Outcome]:
         """Render the items of a batch and write them as they come, see `midisynth.outputs`."""
         return render_batch(self, batch)
+
+    def test_summary(self, items: Sequence[Any], pictures: int) -> Summary:
+        """Make scores of a whole test, if `test_step` returns `midisynth.summaries.Measurements`.
+
+        Args:
+            items: Of all batches and processes, in the order of the data set.
+            pictures: Draw at most so many.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not implement test_summary()")
 
     @classmethod
     def is_published(cls, path: Path) -> bool:

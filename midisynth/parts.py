@@ -75,10 +75,13 @@ class Parts:
         """
         reference = self._reference(name)
         if self._resolved.get(name, (None,))[0] != reference:
-            carried = self._carried.get(name)
-            content = carried.content if carried is not None and carried.reference == reference else None
-            self._resolved[name] = reference, self._loaders[name](reference, content=content)
+            self._resolved[name] = reference, self._loaders[name](reference, content=self.content(name))
         return self._resolved[name][1]
+
+    def content(self, name: str) -> bytes | None:
+        """What a checkpoint carried of the part; None if it carried none, or one of another reference."""
+        carried = self._carried.get(name)
+        return carried.content if carried is not None and carried.reference == self._reference(name) else None
 
     def state(self) -> dict[str, dict[str, Any]]:
         """What a checkpoint stores: for each part its reference, a SHA-256, and the bytes [bytes] uint8 it carries."""
@@ -86,10 +89,8 @@ class Parts:
 
     def _describe(self, name: str) -> dict[str, Any]:
         reference = self._reference(name)
-        carried = self._carried.get(name)
-        if carried is not None and carried.reference == reference and carried.content is not None:
-            content = carried.content
-        else:
+        content = self.content(name)
+        if content is None:
             content = self._readers[name](reference)
         if content is None:
             shipped = weights.find(reference)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 WIDTH, DPI = 11.0, 110
 #: Height of a spectrogram (inches).
 SPECTROGRAM_HEIGHT = 2.6
+#: Width and height of a matrix of similarities (inches).
+SIMILARITY_SIZE = 6.0
 #: Height of a curve over the score (inches).
 CURVE_HEIGHT = 2.6
 #: About the length of the window of a spectrogram (seconds): long enough to see partials, short enough to see onsets.
@@ -133,6 +135,33 @@ def draw_curves(beats: np.ndarray, curves: Mapping[str, tuple[np.ndarray, np.nda
         axis.grid(alpha=0.3)
     axes[0].legend(loc="upper right", fontsize=8)
     axes[-1].set_xlabel("score (beats)")
+    return figure
+
+
+def draw_similarity(similarity: Tensor, sections: Sequence[tuple[str, int]] = ()) -> Figure:
+    """How similar the bars of a song are: stripes beside the diagonal are passages that come again.
+
+    Args:
+        similarity: [bars, bars], up to 1.
+        sections: Name and length (bars) of each, to be marked at the edges.
+
+    Raises:
+        MidisynthError: matplotlib is not installed.
+    """
+    figure, (axis,) = new_figure(1, SIMILARITY_SIZE, SIMILARITY_SIZE)
+    bars = len(similarity)
+    image = axis.imshow(
+        similarity.numpy(), origin="lower", extent=(0, bars, 0, bars), cmap="magma", vmin=0, vmax=1, aspect="equal"
+    )
+    figure.colorbar(image, ax=axis, fraction=0.045, label="cosine")
+    start = 0
+    for name, length in sections:
+        axis.axvline(start, color="white", linewidth=0.5)
+        axis.axhline(start, color="white", linewidth=0.5)
+        axis.text(start + length / 2, bars, name, ha="center", va="bottom", fontsize=8)
+        start += length
+    axis.set_xlabel("bar")
+    axis.set_ylabel("bar")
     return figure
 
 

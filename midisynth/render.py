@@ -21,7 +21,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from midisynth import checkpoints, weights
+from midisynth import checkpoints, pictures, weights
 from midisynth.audio.io import FORMATS
 from midisynth.errors import FileError, UsageError
 from midisynth.inputs import Task, expand_inputs, is_below, plan, plan_pieces
@@ -44,6 +44,7 @@ def predict(
     output: str | os.PathLike[str] | None = None,
     *,
     count: int = 1,
+    plot: bool = False,
     seed: int = 0,
     batch_size: int = 1,
     skip_existing: bool = False,
@@ -60,6 +61,7 @@ def predict(
         inputs: Input files, folders and patterns; none for a composer.
         output: A file, if there is one output, or a folder; None puts each output beside its input.
         count: Outputs for each input, or pieces to compose.
+        plot: Draw a picture beside each output.
         seed: The same seed gives the same output, whatever else is rendered in the same run.
         batch_size: Inputs that are rendered together.
         skip_existing: Leave out outputs that exist; they are complete, because unfinished ones have other names.
@@ -79,10 +81,13 @@ def predict(
         raise UsageError(f"{'batch_size' if batch_size < 1 else 'count'} must be at least 1")
     if not max_duration_sec > 0:
         raise UsageError("max_duration must be more than 0 seconds")
+    if plot:
+        _check_plot(model)
     started = time.monotonic()
     tasks, outcomes = _plan(model, _as_list(inputs), output, count, skip_existing)
     model.codec.max_duration_sec = max_duration_sec
     model.codec.repair = repair
+    model.plot = plot
     trainer = trainer or _quiet_trainer()
     run = _Run(tasks, outcomes, model.codec, seed, batch_size, workers, stop_on_error=on_error == "stop")
     if trainer.world_size > 1 or (tasks and not run.stopped):
@@ -128,6 +133,13 @@ def default_checkpoint(files: Sequence[str]) -> str:
         if is_default or (first.is_dir() and expand_inputs([str(first)], shipped.reads)[0]):
             return shipped.name
     raise UsageError(f"{first}: no checkpoint ships that reads it; name one: --ckpt_path FILE")
+
+
+def _check_plot(model: MidiModule) -> None:
+    """Raise for a model that draws nothing, or without the library that would."""
+    if not model.draws:
+        raise UsageError(f"plot: {type(model).__name__} draws nothing; leave the option out")
+    pictures.check_available()
 
 
 def _quiet_trainer() -> Trainer:

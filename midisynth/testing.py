@@ -10,6 +10,7 @@ what the model reads, so nothing but the installed package is needed.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import inspect
 import io
 import math
@@ -355,11 +356,15 @@ def assert_sounds(path: Path) -> None:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Equality of nested mappings and sequences of tensors, arrays and plain values."""
+    """Equality of nested dataclasses, mappings and sequences of tensors, arrays and plain values."""
     if isinstance(one, Tensor):
         return isinstance(other, Tensor) and one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, np.ndarray):
-        return isinstance(other, np.ndarray) and one.dtype == other.dtype and bool(np.array_equal(one, other))
+        alike = isinstance(other, np.ndarray) and (one.dtype, one.shape) == (other.dtype, other.shape)
+        # Bytes, because NaN in a field of a structured array is not equal to itself.
+        return alike and one.tobytes() == other.tobytes()
+    if dataclasses.is_dataclass(one) and not isinstance(one, type):
+        return type(one) is type(other) and same(vars(one), vars(other))
     if isinstance(one, Mapping):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, Sequence) and not isinstance(one, str | bytes):

@@ -28,6 +28,9 @@ from midisynth.music.midi import read_midi, write_midi
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PARSED = ("fit", "validate", "test", "predict", "prepare")
+MODELS = ["dexter", "phrase_ldm", "phrase_vae", "spectrogram_ar", "spectrogram_diffusion", "vocoder"]
+# Models whose page is that of several.
+SHARED_PAGES = {"phrase_ldm": "phrase_ldm", "phrase_vae": "phrase_ldm"}
 # Depends on how busy the machine is.
 TIMES = re.compile(r"[\d.]+ s of audio in [\d.]+ s \([\d.]+ x real time\)")
 
@@ -182,6 +185,10 @@ def test_relative_links_lead_somewhere(page: Path):
     assert not dead, f"{name(page)}: {dead}"
 
 
+def page_of(model: str) -> Path:
+    return ROOT / f"docs/models/{SHARED_PAGES.get(model, model)}.md"
+
+
 def table(page: Path, first: str) -> dict[str, list[str]]:
     """Further cells of the table whose first column is called `first`, by first cell without quotes."""
     text = page.read_text()
@@ -190,9 +197,9 @@ def table(page: Path, first: str) -> dict[str, list[str]]:
     return {row[0].strip("`"): row[1:] for row in cells}
 
 
-@pytest.mark.parametrize("model", ["spectrogram_ar", "spectrogram_diffusion", "vocoder"])
+@pytest.mark.parametrize("model", MODELS)
 def test_options_of_the_model_are_listed_with_their_defaults(model: str):
-    listed = table(ROOT / f"docs/models/{model}.md", "option")
+    listed = table(page_of(model), f"option of `{model}`" if model in SHARED_PAGES else "option")
     parameters = dict(inspect.signature(registry.load("models", model)).parameters)
     del parameters["optimizer"], parameters["lr_scheduler"]
     assert list(listed) == list(parameters)
@@ -204,10 +211,11 @@ def test_options_of_the_model_are_listed_with_their_defaults(model: str):
             assert stated == str(parameter.default), option
 
 
-@pytest.mark.parametrize("model", ["spectrogram_ar", "spectrogram_diffusion", "vocoder"])
+@pytest.mark.parametrize("model", MODELS)
 def test_presets_of_the_model_are_listed(model: str):
     entry = registry.entry("models", model)
-    assert set(table(ROOT / f"docs/models/{model}.md", "preset")) == set(registry.presets(entry))
+    heading = f"`{model}` preset" if model in SHARED_PAGES else "preset"
+    assert set(table(page_of(model), heading)) == set(registry.presets(entry))
 
 
 def test_corpora_are_listed_with_their_options():

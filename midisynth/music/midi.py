@@ -31,7 +31,7 @@ from midisynth.music.writer import write_midi
 if TYPE_CHECKING:
     import pretty_midi
 
-__all__ = ["Source", "from_pretty_midi", "read_midi", "to_pretty_midi", "write_midi"]
+__all__ = ["Source", "from_pretty_midi", "program_name", "read_midi", "to_pretty_midi", "write_midi"]
 
 Source = str | os.PathLike[str] | bytes | IO[bytes]
 
@@ -351,3 +351,10 @@ def to_pretty_midi(performance: Performance) -> pretty_midi.PrettyMIDI:
         for s in performance.key_signatures
     ]
     return midi
+
+
+def program_name(program: int) -> str:
+    """Name of a General MIDI program (0 to 127), such as "Acoustic Grand Piano"."""
+    import pretty_midi
+
+    return pretty_midi.program_to_instrument_name(program)

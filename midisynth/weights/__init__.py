@@ -36,6 +36,11 @@ class Shipped:
         """Where it lies."""
         return FOLDER / self.name
 
+    @property
+    def class_path(self) -> str:
+        """Of the model that it is a checkpoint of."""
+        return yaml.safe_load((self.folder / "config.yaml").read_text(encoding="utf-8"))["class_path"]
+
 
 @cache
 def shipped() -> tuple[Shipped, ...]:
@@ -49,6 +54,11 @@ def shipped() -> tuple[Shipped, ...]:
 def find(name: str) -> Shipped | None:
     """The checkpoint of that name."""
     return next((entry for entry in shipped() if entry.name == name), None)
+
+
+def of_class(class_path: str) -> Shipped | None:
+    """The preferred checkpoint of a model."""
+    return next((entry for entry in shipped() if entry.class_path == class_path), None)
 
 
 def default_for(suffix: str) -> Shipped | None:

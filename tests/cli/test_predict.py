@@ -220,3 +220,10 @@ def test_a_signal_leaves_nothing_half_written(
     # The handlers of this process are back.
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_model_that_draws_nothing_is_not_asked_to(midisynth, music: Path, checkpoint: Path):
+    result = midisynth("predict", music, f"--ckpt_path={checkpoint}", "--plot")
+    assert result.code != 0
+    assert "plot: ToyTones draws nothing; leave the option out" in result.err
+    assert not list(music.glob("*.wav"))

@@ -73,6 +73,20 @@ def test_folder_splits_by_piece_and_minds_neither_case_nor_depth(tmp_path: Path)
     assert set(split_of.values()) == {"train", "validation", "test"}
 
 
+def test_folder_of_midi_files_alone(tmp_path: Path):
+    clip = CLIPS / "train" / "Chopin_op38_p02_004000ms"
+    (tmp_path / "test").mkdir()
+    shutil.copy(clip.with_suffix(".midi"), tmp_path / "a.mid")
+    shutil.copy(clip.with_suffix(".midi"), tmp_path / "test" / "b.midi")
+    shutil.copy(clip.with_suffix(".flac"), tmp_path / "a.flac")
+    records = Folder(str(tmp_path), audio=False).records()
+    assert [(record.id, record.audio) for record in records] == [("a", None), ("test_b", None)]
+    assert records[1].split == "test"
+    (tmp_path / "test" / "b.midi").unlink()
+    with pytest.raises(DataError, match="no MIDI file"):
+        Folder(str(tmp_path / "test"), audio=False).records()
+
+
 def test_folder_names_what_is_wrong(tmp_path: Path):
     with pytest.raises(DataError, match="no such folder"):
         Folder(str(tmp_path / "absent"))
