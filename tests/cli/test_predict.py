@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -227,3 +228,20 @@ def test_a_model_that_draws_nothing_is_not_asked_to(midisynth, music: Path, chec
     assert result.code != 0
     assert "plot: ToyTones draws nothing; leave the option out" in result.err
     assert not list(music.glob("*.wav"))
+
+
+def test_a_model_that_is_named_plays_with_the_weights_that_ship(midisynth, tmp_path: Path):
+    score = Path(__file__).parents[2] / "examples" / "bach_minuet.musicxml"
+    result = midisynth("predict", score, "--model", "dexter", "-o", tmp_path / "out.mid", *ON_CPU)
+    assert result.code == 0, result.err
+    report = json.loads((tmp_path / "out.mid.json").read_text())
+    assert report["notes"] == 408
+    assert 60 < report["mean_tempo_bpm"] < 240, "untrained weights play at the limits of the codec"
+    assert not report["warnings"]
+
+
+def test_a_model_that_is_named_and_has_no_weights_is_refused(midisynth, tmp_path: Path):
+    result = midisynth("predict", "--model", "phrase_ldm", "--songs", "1", "-o", tmp_path / "out", *ON_CPU)
+    assert result.code == 2
+    assert "no checkpoint ships for PhraseLdm; name one: --ckpt_path FILE" in result.err
+    assert not (tmp_path / "out").exists() or not names(tmp_path / "out")
