@@ -17,8 +17,14 @@ TOY_DATA = "midisynth_toy.ToyTonesData"
 
 
 def expanded(*words: str, command: str = "fit", checkpoint: dict | None = None) -> Arguments:
-    """The expansion, with a checkpoint whose configuration is `checkpoint`."""
-    return expand(Arguments.split(words), command, lambda _: checkpoint or {}, lambda inputs: f"default for {inputs}")
+    """The expansion, with a checkpoint whose configuration is `checkpoint`, where only a class `Shipped` ships."""
+    return expand(
+        Arguments.split(words),
+        command,
+        lambda _: checkpoint or {},
+        lambda inputs: f"default for {inputs}",
+        {"toy.Shipped": "toy_that_ships"}.get,
+    )
 
 
 @pytest.mark.parametrize(
@@ -114,6 +120,16 @@ def test_predict_without_model_or_checkpoint_takes_the_one_that_ships(tmp_path: 
     options = expanded(f"--config={config}", command="predict", checkpoint={"model": {"class_path": TOY}}).options
     assert ("ckpt_path", "default for ['y.mid']") in options
     assert "ckpt_path" not in dict(expanded("x.mid", "--model=toy_tones", command="predict").options)
+
+
+def test_predict_with_a_model_takes_the_checkpoint_that_ships_of_it(tmp_path: Path):
+    trained = {"model": {"class_path": "toy.Shipped"}}
+    assert ("ckpt_path", "toy_that_ships") in expanded(
+        "--model=toy.Shipped", command="predict", checkpoint=trained
+    ).options
+    config = tmp_path / "c.yaml"
+    config.write_text(yaml.safe_dump(trained))
+    assert "ckpt_path" not in dict(expanded(f"--config={config}", command="predict").options)
 
 
 def test_a_checkpoint_may_be_named_in_a_configuration(tmp_path: Path):
