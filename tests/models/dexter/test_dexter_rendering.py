@@ -155,7 +155,7 @@ def test_temperature_is_the_scale_of_the_first_noise(piece: dict[str, Any]):
     np.testing.assert_array_equal(values_of(still, piece, 0), values_of(still, piece, 1))
 
 
-@pytest.mark.parametrize(("bpm", "dynamics", "velocity"), [(60, "p", 49), (200.5, 90, 90)])
+@pytest.mark.parametrize(("bpm", "dynamics", "velocity"), [(50, "p", 49), (200.5, 90, 90)])
 def test_tempo_and_dynamics(bpm: float, dynamics: Any, velocity: int, piece: dict[str, Any]):
     rendering = perform(model_of(tempo=bpm, dynamics=dynamics), piece, draws())
     report, free = rendering.report, perform(model_of(), piece, draws()).report
