@@ -327,11 +327,10 @@ class MidiCLI(LightningCLI):
         if self.command == "fit" and checkpoint is not None and checkpoint.endswith(".ckpt"):
             # Anything else is one of Lightning's words, such as "last".
             checkpoints.check_resumable(self.model, checkpoint)
-        if self.command == "predict" and checkpoint is None and not self._get(self.config, "config"):
-            # Who gives a configuration may want to see what an untrained model does.
-            if any(True for _ in self.model.parameters()):
-                name = type(self.model).__name__
-                raise UsageError(f"no checkpoint ships for {name}; name one: --ckpt_path FILE")
+        # Who gives a configuration may want to hear what an untrained model does.
+        untold = checkpoint is None and not self._get(self.config, "config")
+        if self.command == "predict" and untold and any(True for _ in self.model.parameters()):
+            raise UsageError(f"no checkpoint ships for {type(self.model).__name__}; name one: --ckpt_path FILE")
         if checkpoint is not None and self.command != "fit":
             checkpoints.load_weights(self.model, checkpoint)
             # Only fit goes on from where a checkpoint stopped; the others want the weights.
