@@ -233,9 +233,9 @@ class Ridge:
         return np.stack(columns, axis=1)
 
 
-def open_data(corpora: Mapping[str, str], cache: str | None) -> DExterData:
-    """Corpora as `DExter` has them, with the rich features and the default codec, prepared."""
-    data = DExterData({name: {"root": root} for name, root in corpora.items()}, cache_dir=cache)
+def open_data(corpora: Mapping[str, Any], cache: str | None) -> DExterData:
+    """Corpora, by their folders or options, with the rich features and the default codec, prepared."""
+    data = DExterData(dict(corpora), cache_dir=cache)
     data.connect(DExter(channels=8, layers=1))
     data.prepare()
     data.setup("fit")
@@ -264,6 +264,41 @@ def interpretations(ridge: Ridge, model: DExter | None, example: Mapping[str, An
     return rows
 
 
+def judged(ridge: Ridge, model: DExter | None, data: DExterData) -> dict[str, dict[str, dict[str, float]]]:
+    """Scores of everything that plays a piece for testing, by piece and by who plays.
+
+    Args:
+        ridge: Trained.
+        model: Played beside it, unless None.
+        data: Of `open_data`.
+    """
+    examples = WholePieces(data.parts("test"), data.codec)
+    pieces = {}
+    with torch.inference_mode():
+        for example in (examples[index] for index in range(len(examples))):
+            humans = [Interpretation.of(human) for human in example["humans"]]
+            pieces[example["name"]] = piece_scores(humans, interpretations(ridge, model, example))
+            print(f"{example['name']}: {len(humans)} performances", file=sys.stderr)
+    return pieces
+
+
+def report(pieces: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
+    """Print and return the means over pieces, and how far the model is ahead of the regression where it was played."""
+    rows = list(dict.fromkeys(row for scores in pieces.values() for row in scores))
+    absent = dict.fromkeys(SCORES, np.nan)
+    values = np.array([[list(scores.get(row, absent).values()) for row in rows] for scores in pieces.values()])
+    result = summary(list(pieces), rows, values)
+    print(table(result))
+    for name in ("tempo_correlation", "velocity_correlation") if PREDICTION in rows else ():
+        at = SCORES.index(name)
+        ahead = values[:, rows.index(PREDICTION), at] - values[:, rows.index(RIDGE), at]
+        low, high = confidence_interval(ahead)
+        result.setdefault("ahead_of_ridge", {})[name] = (float(ahead.mean()), float(low), float(high))
+        wins = int((ahead > 0).sum())
+        print(f"{name}: {ahead.mean():+.3f} ahead of the ridge ({low:+.3f} to {high:+.3f}), on {wins} of {len(ahead)}")
+    return {**result, "by_piece": pieces}
+
+
 def main() -> None:
     """Train, test, print and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -280,28 +315,10 @@ def main() -> None:
     ridge = Ridge(training_pieces(data))
     for name, choice in zip(CHANNELS, ridge.choices, strict=True):
         print(f"{name}: {choice}")
-    examples = WholePieces(data.parts("test"), data.codec)
-    pieces: dict[str, dict[str, dict[str, float]]] = {}
-    with torch.inference_mode():
-        for example in (examples[index] for index in range(len(examples))):
-            humans = [Interpretation.of(human) for human in example["humans"]]
-            pieces[example["name"]] = piece_scores(humans, interpretations(ridge, model, example))
-            print(f"{example['name']}: {len(humans)} performances", file=sys.stderr)
-    rows = list(dict.fromkeys(row for scores in pieces.values() for row in scores))
-    absent = dict.fromkeys(SCORES, np.nan)
-    values = np.array([[list(scores.get(row, absent).values()) for row in rows] for scores in pieces.values()])
-    result = summary(list(pieces), rows, values)
-    print(table(result))
-    for name in ("tempo_correlation", "velocity_correlation") if model is not None else ():
-        at = SCORES.index(name)
-        ahead = values[:, rows.index(PREDICTION), at] - values[:, rows.index(RIDGE), at]
-        low, high = confidence_interval(ahead)
-        result.setdefault("ahead_of_ridge", {})[name] = (float(ahead.mean()), float(low), float(high))
-        wins = int((ahead > 0).sum())
-        print(f"{name}: {ahead.mean():+.3f} ahead of the ridge ({low:+.3f} to {high:+.3f}), on {wins} of {len(ahead)}")
+    result = report(judged(ridge, model, data))
     if options.output is not None:
         chosen = {name: vars(choice) for name, choice in zip(CHANNELS, ridge.choices, strict=True)}
-        write_json(options.output, {**result, "corpora": sorted(corpora), "ridge": chosen, "by_piece": pieces})
+        write_json(options.output, {**result, "corpora": sorted(corpora), "ridge": chosen})
 
 
 if __name__ == "__main__":

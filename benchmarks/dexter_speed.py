@@ -1,6 +1,6 @@
 """What a performance costs and what it is worth, by solver and steps, against the published way of sampling.
 
-    python benchmarks/dexter_speed.py dexter_piano --data asap=data/asap --output benchmarks/dexter_speed.json
+    python benchmarks/dexter_speed.py dexter_piano --data asap=data/asap --data vienna4x22=data/vienna4x22 --pieces 5
 
 The published program takes 999 ancestral steps, each with two runs of the network (with and without the score), in
 windows of 200 notes that share 10 with the next: 1,998 runs for 190 new notes. Here the same weights sample in that way
@@ -33,7 +33,8 @@ from midisynth.reports import write_json
 PUBLISHED = "published"
 #: Runs of the network for each window in the published program, notes in a window, and new notes.
 RUNS, WINDOW, NEW = 1998, 200, 190
-SCORES = ("tempo_correlation", "velocity_correlation", "articulation_correlation", "tempo_kl", "velocity_kl")
+MEASURES = ("correlation", "kl", "deviation")
+SCORES = [f"{what}_{measure}" for measure in MEASURES for what in ("tempo", "velocity", "timing", "articulation")]
 
 
 class Counter:
@@ -103,9 +104,9 @@ def main() -> None:
     parser.add_argument("checkpoint", help="of DExter")
     parser.add_argument("--data", action="append", required=True, metavar="CORPUS=FOLDER", help="may be repeated")
     parser.add_argument("--cache", help="folder for prepared data")
-    parser.add_argument("--pieces", type=int, default=2, help="how many, the shortest first")
+    parser.add_argument("--pieces", type=int, default=2, help="how many scores, the shortest first")
     parser.add_argument("--renderings", type=int, default=1, help="performances of each piece")
-    parser.add_argument("--solvers", nargs="*", default=["dpm_solver", "ddim"])
+    parser.add_argument("--solvers", nargs="*", default=["ddpm", "dpm_solver"])
     parser.add_argument("--steps", type=int, nargs="*", default=[10, 25, 50])
     parser.add_argument("--published_steps", type=int, default=999, help="0 leaves the published way out")
     parser.add_argument("--device", default="cpu")
@@ -116,7 +117,8 @@ def main() -> None:
     results: dict[str, dict[str, float]] = {}
     examples: list[Mapping[str, Any]] = []
     columns = ("compute_per_note", "less_than_published", "seconds_per_note", *SCORES)
-    print(f"{'':16s} " + " ".join(f"{name.replace('_correlation', ' r')[:19]:>19s}" for name in columns))
+    print("| setting | " + " | ".join(name.replace("correlation", "r").replace("_", " ") for name in columns) + " |")
+    print("| --- " * (len(columns) + 1) + "|")
     for name, changes in settings(options).items():
         model = load_model(options.checkpoint, **changes).to(options.device)
         if not examples:
@@ -125,7 +127,7 @@ def main() -> None:
             examples = everything[: options.pieces]
         with torch.inference_mode():
             results[name] = measure(model, examples, options.renderings)
-        print(f"{name:16s} " + " ".join(f"{results[name][column]:19.4g}" for column in columns), flush=True)
+        print(f"| {name} | " + " | ".join(f"{results[name][column]:.3g}" for column in columns) + " |", flush=True)
     if options.output is not None:
         names = [example["name"] for example in examples]
         write_json(options.output, {"checkpoint": options.checkpoint, "pieces": names, "settings": results})

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from midisynth.models.spectrogram_diffusion import SpectrogramDiffusion
-from midisynth.nn.attention import Attention, KeyValue
+from midisynth.nn.attention import Attention
+from midisynth.nn.cache import KeyValue
 from midisynth.testing import build_model, run
 
 WAYS = ("midisynth", "plain", "plain, trimmed")

@@ -92,25 +92,49 @@ def test_test_of_103_samples_measures_the_same(
     assert one == pytest.approx(two, abs=1e-6)
 
 
-@pytest.mark.parametrize("entry", [entry.name for entry in registry.entries("models") if entry.package == OURS])
-def test_metrics_of_the_models_that_come_with_us(entry: str, plugin_environment: dict[str, str], tmp_path: Path):
+# Tests one model after the other in one process, or in each of two: what takes longest is to start.
+EVERY_TEST = """
+import os, sys
+from midisynth.main import main
+# Each command makes a process group of its own, which cannot meet where the one before did.
+os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
+where, *entries = sys.argv[1:]
+for entry, folder, *words in (words.split("|") for words in entries):
+    os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
+    print(f"tested: {entry}", flush=True)
+    words += ["--data.batch_size=1", f"--report={folder}", *where.split()]
+    status = main(["test", f"--config={entry}/tiny", *words])
+    assert status == 0, entry
+"""
+
+
+def test_metrics_of_the_models_that_come_with_us(plugin_environment: dict[str, str], tmp_path: Path):
     """Their noise belongs to the example, not to the process; an odd number of examples is left to each metric."""
-    words = ["test", f"--config={entry}/tiny", "--data.batch_size=1", f"--report={tmp_path}/report.json"]
-    if entry == "phrase_ldm":
-        # The example data have one song for testing, and every process needs one.
-        for split, count in {"train": 2, "validation": 1, "test": 3}.items():
-            (tmp_path / "songs" / split).mkdir(parents=True)
-            for number in range(count):
-                shutil.copy(ROOT / "examples" / "bach.mid", tmp_path / "songs" / split / f"{split}{number}.mid")
-        words.append(f"--data.corpora.folder.root={tmp_path / 'songs'}")
-    tables = [midisynth(plugin_environment, ROOT, *words, *where) for where in (ONE_PROCESS, TWO_PROCESSES)]
-    one, two = (
-        {name: float(value) for name, value in re.findall(r"(test/\w+)\W+([-\d.]+(?:e-?\d+)?)", table)}
-        for table in tables
-    )
-    for scores in (one, two):
-        scores.pop("test/real_time", None)  # speed depends on who else is running
-    assert one
+    # The example data have one song for testing, and every process needs one.
+    for split, count in {"train": 2, "validation": 1, "test": 3}.items():
+        (tmp_path / "songs" / split).mkdir(parents=True)
+        for number in range(count):
+            shutil.copy(ROOT / "examples" / "bach.mid", tmp_path / "songs" / split / f"{split}{number}.mid")
+    entries = []
+    for name in (entry.name for entry in registry.entries("models") if entry.package == OURS):
+        more = [f"--data.corpora.folder.root={tmp_path / 'songs'}"] if name == "phrase_ldm" else []
+        entries.append("|".join([name, f"{tmp_path / name}.json", *more]))
+    (tmp_path / "every_test.py").write_text(EVERY_TEST)
+    scores = []
+    for processes, where in ((1, ONE_PROCESS), (2, TWO_PROCESSES)):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+        command += [str(tmp_path / "every_test.py"), " ".join(where), *entries]
+        done = subprocess.run(command, cwd=ROOT, env=plugin_environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+        tables = re.split(r"^tested: (\w+)$", done.stdout, flags=re.MULTILINE)[1:]
+        found = {}
+        for entry, table in zip(tables[::2], tables[1::2], strict=True):
+            for name, value in re.findall(r"(test/\w+)\W+([-\d.]+(?:e-?\d+)?)", table):
+                found[entry, name] = float(value)
+            found.pop((entry, "test/real_time"), None)  # speed depends on who else is running
+        scores.append(found)
+    one, two = scores
+    assert {entry for entry, _ in one} == {entry.split("|")[0] for entry in entries}
     assert one == pytest.approx(two, rel=1e-6, abs=1e-6)
 
 
