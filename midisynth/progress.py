@@ -26,6 +26,7 @@ class PlainProgress(ProgressBar):
         self._interval_sec = interval_sec
         self._enabled = True
         self._started = self._shown = 0.0
+        self._first = 0
 
     def enable(self) -> None:
         """Show lines."""
@@ -37,6 +38,8 @@ class PlainProgress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = self._shown = time.monotonic()
+        # A resumed run has not spent its time on the steps before.
+        self._first = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -55,7 +58,9 @@ class PlainProgress(ProgressBar):
         if now - self._shown < self._interval_sec:
             return
         self._shown = now
-        left = f", {(now - self._started) / done * (total - done):.0f} s left" if 0 < done <= total < 1e15 else ""
+        made = done - self._first
+        known = made > 0 and done <= total < 1e15
+        left = f", {(now - self._started) / made * (total - done):.0f} s left" if known else ""
         of = f"/{total:.0f}" if total < 1e15 else ""
         self._line(f"{what} step {done}{of}{left}: {self._metrics(trainer, pl_module)}")
 

@@ -6,16 +6,21 @@ import hashlib
 import importlib.metadata
 import importlib.resources
 import importlib.util
+import os
+import secrets
 from abc import abstractmethod
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 # torchcrepe imports torchaudio, which has to come through its door first.
 from midisynth.audio import backend  # noqa: F401
+from midisynth.audio.io import load_audio
+from midisynth.audio.neural_codec import NeuralCodec
 from midisynth.audio.onnx import open_session
 from midisynth.errors import CheckpointError, MidisynthError
 
@@ -108,6 +113,33 @@ class _CrepeFeatures(nn.Module):
         return last.permute(0, 2, 1, 3).flatten(1)
 
 
+class CodecEmbedding(AudioEmbedding):
+    """What a neural codec keeps of audio: the sums of its code vectors.
+
+    Args:
+        codec: With its weights.
+        name: Name of the embedding.
+        version: Which weights they are.
+    """
+
+    #: Longer audio is cut, as in fadtk's fork for this embedding (seconds).
+    max_sec = 180.0
+
+    def __init__(self, codec: NeuralCodec, name: str, version: str):
+        super().__init__()
+        self.codec = codec
+        self.name = name
+        self.version = version
+        self.sample_rate = codec.sample_rate
+        self.frames_per_sec = codec.sample_rate / codec.hop
+        self.eval().requires_grad_(False)
+        with torch.no_grad():
+            self.dim = codec.latents(torch.zeros(1, codec.hop)).shape[2]
+
+    def forward(self, audio: Tensor) -> Tensor:
+        return self.codec.latents(audio[:, : round(self.max_sec * self.sample_rate)])
+
+
 class OnnxEmbedding(AudioEmbedding):
     """Any network in an ONNX file: waveform in, embeddings out. This is the way to TRILL and other TF-Hub models.
 
@@ -171,3 +203,37 @@ class OnnxEmbedding(AudioEmbedding):
                 f"{'[batch, frames, dim]' if self._batched else '[frames, dim]'}"
             )
         return rows
+
+
+@torch.no_grad()
+def embed_file(path: str | Path, network: AudioEmbedding, cache: bool = False) -> Tensor:
+    """Embed an audio file, mixed to mono.
+
+    Args:
+        path: The file.
+        network: On any device.
+        cache: Keep the embeddings beside the file, `embeddings/NAME-VERSION/FILE.npy`, and take them from there if the
+            file has not changed since. They are rounded to float16 then, also the first time.
+
+    Returns:
+        [frames, dim] float32, on the CPU.
+
+    Raises:
+        AudioError: The file cannot be read.
+    """
+    path = Path(path)
+    version = hashlib.sha256(network.version.encode()).hexdigest()[:8]
+    kept = path.parent / "embeddings" / f"{network.name}-{version}" / f"{path.name}.npy"
+    if cache and kept.is_file() and path.is_file() and kept.stat().st_mtime >= path.stat().st_mtime:
+        return torch.from_numpy(np.load(kept)).float()
+    audio = load_audio(path, network.sample_rate).mean(dim=0, keepdim=True)
+    device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
+    rows = network(audio.to(device))[0].float().cpu()
+    if not cache:
+        return rows
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = kept.with_name(f".{secrets.token_hex(8)}.part")
+    with unfinished.open("xb") as file:
+        np.save(file, rows.half().numpy())
+    os.replace(unfinished, kept)
+    return rows.half().float()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,10 +16,12 @@ from midisynth.diffusion.inpainting import Known
 from midisynth.errors import UsageError
 from midisynth.metrics.structure import bar_vectors, self_similarity
 from midisynth.models.phrase_ldm.codec import PUBLISHED_PLAYBACK, Playback, Song
+from midisynth.models.phrase_ldm.layouts import Layout, parse_layout
+from midisynth.models.phrase_ldm.ldm import PhraseDenoiser
 from midisynth.models.phrase_ldm.operations import transposed
 from midisynth.models.phrase_ldm.remiz import Bar, sort_tracks
 from midisynth.models.phrase_ldm.sections import Section, bar_count, check_sections, parse_sections, plan_text
-from midisynth.models.phrase_ldm.vae import SPECIAL_IDS
+from midisynth.models.phrase_ldm.vae import SPECIAL_IDS, PhraseVae
 from midisynth.models.phrase_ldm.vocabulary import INST, SEP
 from midisynth.module import Noise, Rendering
 from midisynth.music.keys import parse_key
@@ -46,6 +49,8 @@ class Request:
         sections: Its plan, perhaps nothing.
         given: [rows] bool, True for slots that are taken from the song.
         latents: [rows, latent] of the song, and after it the end; None without a song.
+        layout: Programs of every bar, perhaps nothing.
+        cut: Whether the song ends after `bars` because that is given; else the model is told so, and ends it itself.
     """
 
     song: Song | None
@@ -53,6 +58,8 @@ class Request:
     sections: Sequence[Section]
     given: Tensor
     latents: Tensor | None = None
+    layout: Layout = ()
+    cut: bool = True
 
 
 def compose(model: PhraseLdm, songs: Sequence[Song | None], noise: Noise) -> list[Rendering]:
@@ -68,7 +75,19 @@ def compose(model: PhraseLdm, songs: Sequence[Song | None], noise: Noise) -> lis
     """
     requests = [request(model, song) for song in songs]
     latents = sample_latents(model, requests, noise)
-    return [finish(model, wanted, rows) for wanted, rows in zip(requests, latents, strict=True)]
+    counts = [
+        (wanted.bars or song_end(model, rows)) * model.hparams.slots
+        for wanted, rows in zip(requests, latents, strict=True)
+    ]
+    songs = [rows[:count] for rows, count in zip(latents, counts, strict=True)]
+    texts = decode_songs(model.vae, songs)
+    return [finish(model, *made) for made in zip(requests, songs, texts, strict=True)]
+
+
+def decode_songs(vae: PhraseVae, songs: Sequence[Tensor]) -> list[list[str]]:
+    """Texts of the slots of songs [rows, latent], decoded together."""
+    texts = iter(vae.decode(torch.cat(list(songs)), vae.shortcuts()))
+    return [list(islice(texts, len(song))) for song in songs]
 
 
 def request(model: PhraseLdm, song: Song | None) -> Request:
@@ -88,21 +107,24 @@ def request(model: PhraseLdm, song: Song | None) -> Request:
     if options.sections is not None:
         sections = parse_sections(options.sections)
         check_sections(sections, options.max_bars)
-        if options.bars not in (None, bar_count(sections)):
-            raise UsageError(f"bars is {options.bars}, but the sections have {bar_count(sections)}: leave one out")
+    layout = () if options.layout is None else parse_layout(options.layout)
+    told = {"sections": bar_count(sections), "layout": len(layout), "bars": options.bars or 0}
+    if len({bars for bars in told.values() if bars}) > 1:
+        which = ", ".join(f"{name} {bars}" for name, bars in told.items() if bars)
+        raise UsageError(f"how many bars the song has is told in several ways ({which}): leave all but one out")
     rows = model.network.rows
     given = torch.zeros(rows, dtype=torch.bool)
     if song is None:
-        return Request(None, bar_count(sections) or options.bars or 0, sections, given)
+        return Request(None, max(told.values()), sections, given, layout=layout)
     length = len(song.bars)
-    bars = bar_count(sections) or (length if options.mode != "continue" else options.bars or 0)
+    bars = max(told.values()) or (length if options.mode != "continue" else 0)
     if options.mode == "continue":
         if bars and bars <= length:
             raise UsageError(f"the song has {length} bars already: continue it to more than {bars}")
         if length >= options.max_bars:
             raise UsageError(f"the song has {length} bars, and the model makes no more than {options.max_bars}")
         given[: length * options.slots] = True
-    elif bars != length or options.bars not in (None, length):
+    elif bars != length:
         raise UsageError(f"the song has {length} bars: mode {options.mode} keeps them")
     elif options.mode == "infill":
         given[: length * options.slots] = kept_slots(song, options.redo, options.keep or ())
@@ -112,8 +134,9 @@ def request(model: PhraseLdm, song: Song | None) -> Request:
         # What comes after the end of the shorter one is the other's.
         longer = max(length, len(second.bars))
         latents = torch.lerp(latents, padded(model, second), options.share)
-        bars, sections = longer, () if longer != length else sections
-    return Request(song, bars, sections, given, latents)
+        if longer != length:
+            bars, sections, layout = longer, (), ()
+    return Request(song, bars, sections, given, latents, layout)
 
 
 def padded(model: PhraseLdm, song: Song) -> Tensor:
@@ -169,27 +192,42 @@ def parse_bars(text: str, count: int) -> set[int]:
     return bars
 
 
-def sample_latents(model: PhraseLdm, requests: Sequence[Request], noise: Noise) -> Tensor:
-    """Latents of songs, [songs, rows, latent] in the autoencoder's scale."""
+def sample_latents(
+    model: PhraseLdm, requests: Sequence[Request], noise: Noise, network: PhraseDenoiser | None = None
+) -> Tensor:
+    """Latents of songs.
+
+    Args:
+        model: Its options say how they are sampled.
+        requests: What is asked for.
+        noise: The only source of randomness.
+        network: Denoiser in evaluation mode that takes the place of the model's.
+
+    Returns:
+        [songs, rows, latent] in the autoencoder's scale.
+    """
     options, device, diffusion = model.hparams, model.device, model.diffusion
-    shape = model.network.rows, options.latent
+    network = network or model.network
+    shape = network.rows, options.latent
     end = model.padding()
     # What follows the end of a song of known length is given, too.
-    after = [torch.arange(shape[0]) >= (r.bars or options.max_bars) * options.slots for r in requests]
+    ends = ((r.cut and r.bars) or options.max_bars for r in requests)
+    after = [torch.arange(shape[0]) >= end_bar * options.slots for end_bar in ends]
     mask = torch.stack([r.given | beyond for r, beyond in zip(requests, after, strict=True)])[..., None].to(device)
     base = torch.stack([end.expand(shape) if r.latents is None else r.latents for r in requests])
     base = torch.where(torch.stack(after)[..., None].to(device), end, base) / model.scale
     types, lengths = model.section_ids.encode([r.sections for r in requests])
     told = {"bars": torch.tensor([r.bars for r in requests]), "types": types, "lengths": lengths}
+    told["layout"] = torch.stack([model.layout_ids.encode(r.layout, options.slots, shape[0]) for r in requests])
     told = {name: values.to(device) for name, values in told.items()}
-    conditioning = model.condition(told, guided=options.guidance != 1)
+    conditioning = model.condition(told, guided=options.guidance != 1, network=network)
 
     def draw(number: int) -> Tensor:
         return torch.stack([noise.normal(place, number, shape, device) for place in range(len(requests))])
 
     every_step = options.solver == "ddpm" and options.sample_steps == options.diffusion_steps
     if options.compat and every_step and options.guidance == 1 and not mask.any():
-        return diffusion.sample_published(model.network, conditioning, draw) * model.scale
+        return diffusion.sample_published(network, conditioning, draw) * model.scale
     start = 1.0
     source = draw
     if options.mode in ("vary", "interpolate"):
@@ -204,7 +242,7 @@ def sample_latents(model: PhraseLdm, requests: Sequence[Request], noise: Noise) 
 
     known = Known(base, mask, options.repeats) if mask.any() else None
     found = diffusion.sample(
-        model.network,
+        network,
         conditioning,
         source,
         options.solver,
@@ -216,15 +254,19 @@ def sample_latents(model: PhraseLdm, requests: Sequence[Request], noise: Noise) 
     return found * model.scale
 
 
-def finish(model: PhraseLdm, wanted: Request, latents: Tensor) -> Rendering:
-    """Music from the latents of a song [rows, latent].
+def finish(model: PhraseLdm, wanted: Request, latents: Tensor, texts: Sequence[str]) -> Rendering:
+    """Music of a song.
+
+    Args:
+        model: Its options say how the song is played.
+        wanted: What was asked for.
+        latents: [bars * slots, latent].
+        texts: What they are decoded to.
 
     Returns:
         The song, its report, and if pictures are wanted the similarity of its bars.
     """
     slots = model.hparams.slots
-    count = (wanted.bars or song_end(model, latents)) * slots
-    texts = model.vae.decode(latents[:count], model.vae.shortcuts())
     if wanted.song is not None:
         texts = [wanted.song.slots[index] if wanted.given[index] else text for index, text in enumerate(texts)]
     early = sum(SEP in text for text in texts) if wanted.bars else 0

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from midisynth.errors import UsageError
 from midisynth.models.phrase_ldm.sections import MAX_SECTION_BARS, MAX_SECTIONS, SECTION_TYPES, Section
-from midisynth.models.phrase_ldm.vocabulary import BAR
 from midisynth.nn.positions import sinusoids_at
 
 
@@ -51,36 +50,6 @@ class SectionIds:
                 types[row, column] = self.types.index(section.kind) + 1
                 lengths[row, column] = self.lengths.index(section.bars) + 1
         return types, lengths
-
-
-#: Order of the instruments of POP909 in the original's ids of slots: melody, piano, bridge.
-PUBLISHED_PROGRAMS = (13, 0, 25)
-
-
-def layout_ids(layouts: Sequence[Sequence[Sequence[str]]], programs: Sequence[int], tokens: int) -> Tensor:
-    """Ids of slots for `LayoutEncoder`.
-
-    Args:
-        layouts: Of each song its bars, of each bar its instruments and its end: `i-13 i-0 b-1`.
-        programs: Known instruments, in the order of their ids.
-        tokens: Longest layout; the rest of a longer one is left out.
-
-    Returns:
-        [songs, tokens] int64.
-
-    Raises:
-        UsageError: An instrument is not known.
-    """
-    ids = {f"i-{program}": number for number, program in enumerate(programs, 1)} | {BAR: 0}
-    table = torch.full((len(layouts), tokens), len(programs) + 1)
-    for row, layout in zip(table, layouts, strict=True):
-        names = [name for bar in layout for name in bar][:tokens]
-        unknown = next((name for name in names if name not in ids), None)
-        if unknown is not None:
-            known = ", ".join(str(program) for program in programs)
-            raise UsageError(f"layout: {unknown} is none of the programs that the model knows: {known}")
-        row[: len(names)] = torch.tensor([ids[name] for name in names], dtype=torch.long)
-    return table
 
 
 class LengthEncoder(nn.Module):
@@ -148,38 +117,36 @@ class SectionEncoder(nn.Module):
 
 
 class LayoutEncoder(nn.Module):
-    """Instrument of every slot -> memory for cross-attention (in the original a switch that was never used).
+    """Instrument of every slot -> memory for cross-attention, as the original's switch `inst_conf_condition` has it.
 
-    Ids: 0 is the end of a bar, then the programs, last padding.
+    It knows no positions, and attention within it sees padding. `RowEncoder` tells slots more plainly.
 
     Args:
         dim: Width, a multiple of 8.
         programs: Number of programs.
         dropout: Probability.
-        published: Without positions and with padding visible.
     """
 
-    def __init__(self, dim: int, programs: int, dropout: float = 0.1, published: bool = False):
+    def __init__(self, dim: int, programs: int, dropout: float = 0.1):
         super().__init__()
         self.embed = nn.Embedding(programs + 2, dim)
         self.encoder = _encoder(dim, dropout)
-        self.published = published
 
     def forward(self, layout: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids [batch, tokens] -> memory [batch, tokens, dim] and its mask [batch, tokens]."""
-        x, mask = self.embed(layout), layout != self.embed.num_embeddings - 1
-        if self.published:
-            return self.encoder(x), mask
-        x = x + sinusoids_at(torch.arange(x.shape[1], device=x.device), x.shape[-1])
-        seen = mask | ~mask.any(dim=1, keepdim=True)
-        return self.encoder(x, src_key_padding_mask=~seen), mask
+        """Ids of slots [batch, rows], see `LayoutIds` -> memory [batch, rows, dim] and its mask [batch, rows]."""
+        padding = self.embed.num_embeddings - 1
+        # Slots without instrument are left out, padding follows the last of the others.
+        order = (layout >= padding).long().argsort(dim=1, stable=True)
+        layout = layout.gather(1, order).clamp(max=padding)
+        return self.encoder(self.embed(layout)), layout != padding
 
 
 class RowEncoder(nn.Module):
     """What is known of every row of a song, to be added to it (not in the original).
 
     Cross-attention has to learn which bars a section covers from rotations of queries and keys alone. Here every row is
-    told: its slot, how far from the end of the song it is, and of its section the kind and how far from both ends.
+    told: its slot, how far from the end of the song it is, of its section the kind and how far from both ends, and the
+    instrument.
 
     Args:
         dim: Width.
@@ -187,9 +154,10 @@ class RowEncoder(nn.Module):
         types: Number of section types; 0: sections are not known.
         lengths: Number of lengths.
         bars: Longest song; 0: the length of a song is not known.
+        programs: Number of programs; 0: instruments are not known.
     """
 
-    def __init__(self, dim: int, slots: int, types: int, lengths: int, bars: int):
+    def __init__(self, dim: int, slots: int, types: int, lengths: int, bars: int, programs: int = 0):
         super().__init__()
         self.slots, self.bars = slots, bars
         self.slot = nn.Embedding(slots, dim)
@@ -199,6 +167,8 @@ class RowEncoder(nn.Module):
             self.kind = nn.Embedding(types + 1, dim)
             self.since = nn.Embedding(lengths + 1, dim)
             self.until = nn.Embedding(lengths + 1, dim)
+        if programs:
+            self.program = nn.Embedding(programs + 3, dim)
         for embedding in self.children():
             nn.init.normal_(embedding.weight, std=0.2)
 
@@ -223,3 +193,7 @@ class RowEncoder(nn.Module):
         until = (end - bar).clamp(min=0)
         told = self.kind(kind) + self.until(until) + self.since((bars - until).clamp(min=0))
         return told * inside[..., None]
+
+    def layout(self, layout: Tensor) -> Tensor:
+        """Ids of slots [batch, rows], see `LayoutIds` -> [batch, rows, dim]; zeros where nothing is known."""
+        return self.program(layout) * (layout != self.program.num_embeddings - 2)[..., None]

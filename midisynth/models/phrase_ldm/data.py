@@ -17,6 +17,7 @@ from midisynth.models.phrase_ldm.arrangements import Arrangement, permuted_bars,
 from midisynth.models.phrase_ldm.conditions import SectionIds
 from midisynth.models.phrase_ldm.evaluation import HeldOutSongs
 from midisynth.models.phrase_ldm.latents import LatentTable, SongLatents, StoredSong, stored_vae
+from midisynth.models.phrase_ldm.layouts import LayoutIds
 from midisynth.models.phrase_ldm.model import PhraseLdm
 from midisynth.models.phrase_ldm.sections import Section, bar_count
 from midisynth.module import MidiDataModule, MidiModule
@@ -48,6 +49,7 @@ class PhraseLdmData(MidiDataModule):
             and some of the others; "permuted_bars": bars in any order.
         augmented: Share of training songs that are arranged anew.
         examples_per_song: How often a song comes in an epoch.
+        untrained: Have a test measure an untrained model of the same sizes beside the trained one.
     """
 
     content: ClassVar[frozenset[str]] = frozenset({"midi"})
@@ -64,12 +66,14 @@ class PhraseLdmData(MidiDataModule):
         augmentations: list[Augmentation] | None = None,
         augmented: float = 0.5,
         examples_per_song: int = 1,
+        untrained: bool = True,
     ):
         super().__init__(corpora, batch_size, workers, seed, cache_dir, on_broken)
         self.transpose = transpose
         self.augmentations: Sequence[Augmentation] = augmentations or ()
         self.augmented = augmented
         self.examples_per_song = examples_per_song
+        self.untrained = untrained
         self._model: PhraseLdm | None = None
         self._encoder: SongLatents | None = None
         self._tables: dict[Split, LatentTable] = {}
@@ -104,20 +108,19 @@ class PhraseLdmData(MidiDataModule):
     def dataset(self, split: Split) -> Dataset[Example]:
         """Rows of the table of the split, see `Songs.example`."""
         table, options = self._tables[split], self._model.hparams
+        sizes = options.slots, options.max_bars, self._model.section_ids, self._model.layout_ids
         if split == "train":
             weights = [part.weight for part in self.parts(split)]
             return RandomSongs(
                 table,
-                options.slots,
-                options.max_bars,
-                self._model.section_ids,
+                *sizes,
                 weights,
                 self.seed,
                 self.augmentations,
                 self.augmented,
                 self.examples_per_song,
             )
-        songs = EverySong(table, options.slots, options.max_bars, self._model.section_ids)
+        songs = EverySong(table, *sizes)
         return HeldOutSongs(songs) if split == "test" else songs
 
     def _needed(self, stage: str) -> Sequence[Split]:
@@ -143,11 +146,14 @@ class Songs:
         slots: Rows of a bar.
         max_bars: Longest song of the model.
         section_ids: Numbers of sections.
+        layout_ids: Numbers of instruments.
     """
 
-    def __init__(self, table: LatentTable, slots: int, max_bars: int, section_ids: SectionIds):
+    def __init__(self, table: LatentTable, slots: int, max_bars: int, section_ids: SectionIds, layout_ids: LayoutIds):
         self.songs, self._end = table.songs, table.end
         self.slots, self.max_bars, self.section_ids = slots, max_bars, section_ids
+        self._layout = layout_ids.of_tokens()[table.first_tokens]
+        self._unknown = layout_ids.unknown
 
     def whole(self, song: StoredSong, start: int = 0) -> Arrangement:
         """As much of a song as the model takes, from a bar or, where sections are known, from a section on."""
@@ -178,18 +184,23 @@ class Songs:
 
         Returns:
             "rows" [max_bars * slots] int64: of the table, that of the end after the song; "bars" [] int64; "types" and
-            "lengths" [MAX_SECTIONS] int64: ids of the sections, 0 for none, and everywhere if a section has no id.
+            "lengths" [MAX_SECTIONS] int64: ids of the sections, 0 for none, and everywhere if a section has no id;
+            "layout" [max_bars * slots] int64: ids of the slots, all unknown if an instrument has no id.
         """
         rows = np.full(self.max_bars * self.slots, self._end, np.int64)
         indices = arrangement.rows(self.slots)
         rows[: len(indices)] = song.first + shift * song.rows + indices
         plan = arrangement.sections if self.section_ids.knows(arrangement.sections) else ()
         types, lengths = self.section_ids.encode([plan])
+        layout = self._layout[rows]
+        if (layout < 0).any():
+            layout = np.full_like(layout, self._unknown)
         return {
             "rows": torch.from_numpy(rows),
             "bars": torch.tensor(len(arrangement.bars)),
             "types": types[0],
             "lengths": lengths[0],
+            "layout": torch.from_numpy(layout),
         }
 
 
@@ -201,6 +212,7 @@ class RandomSongs(Songs, EndlessDataset[Example]):
         slots: See `Songs`.
         max_bars: See `Songs`.
         section_ids: See `Songs`.
+        layout_ids: See `Songs`.
         weights: Of the corpora.
         seed: Of all random choices.
         augmentations: See `PhraseLdmData`.
@@ -217,13 +229,14 @@ class RandomSongs(Songs, EndlessDataset[Example]):
         slots: int,
         max_bars: int,
         section_ids: SectionIds,
+        layout_ids: LayoutIds,
         weights: Sequence[float],
         seed: int,
         augmentations: Sequence[Augmentation],
         augmented: float,
         examples_per_song: int,
     ):
-        super().__init__(table, slots, max_bars, section_ids)
+        super().__init__(table, slots, max_bars, section_ids, layout_ids)
         if not all(table.corpora):
             raise DataError("a corpus has no songs for training")
         self._corpora, self._seed = table.corpora, seed

@@ -13,6 +13,10 @@ from midisynth.models.phrase_ldm.vocabulary import EOS, INST, SEP, TOKENS
 
 #: Finished rows leave the batch once they are this share of it: taking them out copies what is kept of the others.
 FINISHED_SHARE = 0.25
+#: Whether all rows are finished is asked every so many tokens: the answer makes a GPU wait for it.
+ASKED_EVERY = 4
+#: Higher than any onset or pitch.
+_ABOVE = 1000
 
 
 @dataclass(frozen=True)
@@ -37,24 +41,58 @@ class Shortcuts:
         return self.ids.to(latents.device)[nearest], distance < self.radius
 
 
-def grammar(velocity: bool = False) -> Tensor:
-    """Which token may follow which in a phrase, [1000, 1000] bool: no note without an onset, a pitch and a duration.
+class Grammar:
+    """What a phrase can say next: no note without an onset, a pitch and a duration; onsets that rise, and pitches that
+    fall within an onset, as REMI-z writes them. A decoder that is kept to it cannot say the same note for ever.
 
     Args:
         velocity: Whether notes have velocities.
+        device: Where its tables are.
+
+    Attributes:
+        followers: [vocabulary, vocabulary] bool: which token may follow which, whatever came before.
+        onsets: [vocabulary] int64: number of a token of an onset; of others more than any.
+        pitches: [vocabulary] int64: number of a token of a pitch; of others -1.
     """
-    names = [token.partition("-")[0] for token in TOKENS]
-    ends_note = "v" if velocity else "d"
-    followers = {
-        "[BOS]": {"i", "s", "b", INST, SEP},
-        "s": {"b"},
-        "i": {"o"},
-        "o": {"p"},
-        "p": {"d"},
-        "d": {"v"},
-        ends_note: {"o", "p", EOS},
-    }
-    return torch.tensor([[second in followers.get(first, {EOS}) for second in names] for first in names])
+
+    def __init__(self, velocity: bool = False, device: torch.device | str = "cpu"):
+        names, _, numbers = zip(*(token.partition("-") for token in TOKENS), strict=True)
+        ends_note = "v" if velocity else "d"
+        followers = {
+            "[BOS]": {"i", "s", "b", INST, SEP},
+            "s": {"b"},
+            "i": {"o"},
+            "o": {"p"},
+            "p": {"d"},
+            "d": {"v"},
+            ends_note: {"o", "p", EOS},
+        }
+        table = [[second in followers.get(first, {EOS}) for second in names] for first in names]
+        self.followers = torch.tensor(table, device=device)
+        numbered = list(zip(names, numbers, strict=True))
+        self.onsets = torch.tensor([int(number) if name == "o" else _ABOVE for name, number in numbered], device=device)
+        self.pitches = torch.tensor([int(number) if name == "p" else -1 for name, number in numbered], device=device)
+
+    def begin(self, phrases: int) -> tuple[Tensor, Tensor]:
+        """Last onset and last pitch of phrases that say nothing yet, [phrases] int64 each."""
+        return self.onsets.new_full((phrases,), -1), self.pitches.new_full((phrases,), _ABOVE)
+
+    def allowed(self, last: Tensor, onset: Tensor, pitch: Tensor) -> Tensor:
+        """[phrases, vocabulary] bool.
+
+        Args:
+            last: [phrases] ids of the last tokens.
+            onset: [phrases] last onsets.
+            pitch: [phrases] last pitches of these onsets.
+        """
+        later, lower = self.onsets > onset[:, None], self.pitches < pitch[:, None]
+        return self.followers[last] & later & lower
+
+    def after(self, token: Tensor, onset: Tensor, pitch: Tensor) -> tuple[Tensor, Tensor]:
+        """Last onset and last pitch [phrases] after one more token each."""
+        starts = self.onsets[token] != _ABOVE
+        pitch = torch.where(self.pitches[token] >= 0, self.pitches[token], pitch)
+        return torch.where(starts, self.onsets[token], onset), pitch.masked_fill(starts, _ABOVE)
 
 
 @torch.no_grad()
@@ -63,7 +101,8 @@ def decode(
     latents: Tensor,
     max_tokens: int = 128,
     shortcuts: Shortcuts | None = None,
-    allowed: Tensor | None = None,
+    grammar: Grammar | None = None,
+    rows_at_once: int = 256,
 ) -> Tensor:
     """The likeliest token at every step.
 
@@ -72,7 +111,9 @@ def decode(
         latents: [batch, latent], or without a Gaussian the bottleneck [batch, queries, dim] itself.
         max_tokens: Longest phrase, with the start and the end.
         shortcuts: Phrases that need no decoder.
-        allowed: [vocabulary, vocabulary] bool: which token may follow which, such as `grammar` says; None: any.
+        grammar: What may follow what, on the device of the latents; None: anything.
+        rows_at_once: Phrases that the decoder works on together, besides those of `shortcuts`: what is kept of each
+            takes memory.
 
     Returns:
         [batch, tokens] ids: [BOS], the phrase, [EOS] unless `max_tokens` came first, then [PAD].
@@ -84,32 +125,40 @@ def decode(
         token, short = shortcuts.find(latents)
         ids[short, 1], ids[short, 2] = token[short], EOS_ID
         rows = rows[~short]
-    if len(rows):
-        memory = network.memory(latents[rows]) if network.latent is not None else latents[rows]
-        _decode_rows(network, memory, rows, ids, allowed)
+    for part in rows.split(rows_at_once) if len(rows) else ():
+        memory = network.memory(latents[part]) if network.latent is not None else latents[part]
+        _decode_rows(network, memory, part, ids, grammar)
     lengths = (ids != PAD_ID).sum(dim=1)
     return ids[:, : int(lengths.max()) if len(lengths) else 1]
 
 
-def _decode_rows(network: PhraseAutoencoder, memory: Tensor, rows: Tensor, ids: Tensor, allowed: Tensor | None) -> None:
+def _decode_rows(
+    network: PhraseAutoencoder, memory: Tensor, rows: Tensor, ids: Tensor, grammar: Grammar | None
+) -> None:
     """Fill `rows` of `ids` [all rows, tokens] with what `memory` [rows, queries, dim] decodes to."""
     last = torch.full_like(rows, BOS_ID)
     going = torch.ones_like(rows, dtype=torch.bool)
+    said = None if grammar is None else grammar.begin(len(rows))
     cache = None
     for position in range(1, ids.shape[1]):
         output = network.t5(
             encoder_outputs=(memory,), decoder_input_ids=last[:, None], past_key_values=cache, use_cache=True
         )
         cache, logits = output.past_key_values, output.logits[:, -1].float()
-        if allowed is not None:
-            logits = logits.masked_fill(~allowed[last], -torch.inf)
+        if grammar is not None:
+            logits = logits.masked_fill(~grammar.allowed(last, *said), -torch.inf)
         last = logits.argmax(dim=-1)
-        ids[rows[going], position] = last[going]
+        if grammar is not None:
+            said = grammar.after(last, *said)
+        ids[rows, position] = last.where(going, PAD_ID)
         going &= last != EOS_ID
+        if position % ASKED_EVERY:
+            continue
         remaining = int(going.sum())
         if remaining == 0:
             return
         if remaining <= (1 - FINISHED_SHARE) * len(rows):
             kept = going.nonzero().flatten()
             rows, last, going, memory = rows[kept], last[kept], going[kept], memory[kept]
+            said = None if said is None else (said[0][kept], said[1][kept])
             cache.batch_select_indices(kept)

@@ -19,7 +19,7 @@ from midisynth.datasets.corpus import Record
 from midisynth.datasets.files import replacing
 from midisynth.errors import CheckpointError, DataError
 from midisynth.models.phrase_ldm.codec import PhraseCodec, phrases_of
-from midisynth.models.phrase_ldm.rows import INST_ID, transposed_ids
+from midisynth.models.phrase_ldm.rows import INST_ID, SEP_ID, transposed_ids
 from midisynth.models.phrase_ldm.sections import Section, parse_sections
 from midisynth.models.phrase_ldm.vae import PhraseVae
 
@@ -116,6 +116,7 @@ class LatentTable:
 
     Attributes:
         values: [rows, latent] float32.
+        first_tokens: [rows] int64: the first token of each phrase.
         songs: What lies where.
         corpora: Indices of the songs of every part.
     """
@@ -125,6 +126,7 @@ class LatentTable:
         self.corpora: list[list[int]] = []
         tables: list[Tensor] = []
         self._counted: list[Tensor] = []
+        tokens: list[np.ndarray] = []
         first = 0
         for part in parts:
             self.corpora.append([])
@@ -138,10 +140,12 @@ class LatentTable:
                 self.songs.append(StoredSong(first, rows, shifts, tuple(parse_sections(plan)) if plan else ()))
                 tables.append(latents.flatten(0, 1))
                 # Empty slots, of which there may be any number, say nothing about the scale of the others.
-                counted = torch.tensor([phrase[0] != INST_ID for phrase in phrases])
-                self._counted.append(counted.repeat(shifts))
+                begin = np.array([phrase[0] for phrase in phrases], np.int64)
+                tokens.append(np.tile(begin, shifts))
+                self._counted.append(torch.from_numpy(tokens[-1] != INST_ID))
                 first += shifts * rows
         self.values = torch.cat([*tables, end[None].cpu().float()])
+        self.first_tokens = np.concatenate([*tokens, [SEP_ID]])
 
     @property
     def end(self) -> int:

@@ -56,10 +56,10 @@ class PhraseDenoiser(nn.Module):
         length_bucket: Bars that are told as one.
         sections: Condition on a plan of sections: number of types and of lengths; None: do not.
         programs: Condition on the instrument of every slot: how many there are; None: do not.
-        slots: Rows of a bar, for every row to be told its slot and, where they are conditions, the end of the song and
-            its section; None: rows know nothing of themselves, as published.
+        slots: Rows of a bar, for every row to be told its slot and, where they are conditions, the end of the song,
+            its section and its instrument; None: rows know nothing of themselves, as published.
         dropout: Probability in the encoders of sections and slots.
-        published: Encode and mask sections and slots as the original does.
+        published: Encode and mask sections as the original does, and instruments for the cross-attention.
     """
 
     def __init__(
@@ -108,16 +108,16 @@ class PhraseDenoiser(nn.Module):
             self.length_encoder = LengthEncoder(token_dim, length_bucket)
         if sections is not None:
             self.sec_encoder = SectionEncoder(memory_dim, *sections, dropout, published)
-        if programs is not None:
-            self.layout_encoder = LayoutEncoder(memory_dim, programs, dropout, published)
+        if programs is not None and published:
+            self.layout_encoder = LayoutEncoder(memory_dim, programs, dropout)
         self.row_encoder = None
         if slots is not None:
             longest = -(-rows // slots) if length else 0
-            self.row_encoder = RowEncoder(heads * head_dim, slots, *(sections or (0, 0)), longest)
+            self.row_encoder = RowEncoder(heads * head_dim, slots, *(sections or (0, 0)), longest, programs or 0)
         self.has_length, self.has_sections, self.has_layout = length, sections is not None, programs is not None
         for block in self.ldm.transformer_blocks:
             block.attn2.set_processor(_CrossAttention(block.attn2.processor))
-            if not self.has_sections and not self.has_layout:
+            if not self.has_sections and not (self.has_layout and published):
                 # Skipped layers have no gradient, which DDP would wait for.
                 nn.ModuleList([self.ldm.cross_attention_proj, block.norm2, block.attn2]).requires_grad_(False)
         # Half of the channels of a head are rotated; the token is at position 0.
@@ -150,7 +150,7 @@ class PhraseDenoiser(nn.Module):
             bars: [batch] lengths, 0 where any will do; None: everywhere.
             sections: Ids of types and of lengths [batch, sections] each, 0 after the last; None: any. Rows of zeros
                 are songs of which nothing is known.
-            layout: [batch, tokens] ids of slots, see `LayoutEncoder`; None: any.
+            layout: [batch, rows] ids of slots, see `LayoutIds`; None: any.
             keep: [batch] bool, False for rows whose condition is dropped; None keeps all. Dropped rows are computed
                 nevertheless, so that every parameter has a gradient on every process.
             unconditional: Append as many rows without condition, for guidance.
@@ -165,11 +165,11 @@ class PhraseDenoiser(nn.Module):
             if unconditional:
                 known = torch.cat([known, torch.zeros_like(known)])
             token = self.ldm.global_proj(known)[:, None]
-            rows = self._rows(batch, bars, sections, keep, unconditional)
+            rows = self._rows(batch, bars, sections, layout, keep, unconditional)
         encoded: list[tuple[Tensor, Tensor]] = []
         if self.has_sections and sections is not None:
             encoded.append(self.sec_encoder(*sections))
-        if self.has_layout and layout is not None:
+        if self.has_layout and self.published and layout is not None:
             encoded.append(self.layout_encoder(layout))
         if not encoded:
             return Conditioning(token, rows=rows)
@@ -181,6 +181,7 @@ class PhraseDenoiser(nn.Module):
         batch: int,
         bars: Tensor | None,
         sections: tuple[Tensor, Tensor] | None,
+        layout: Tensor | None,
         keep: Tensor | None,
         unconditional: bool,
     ) -> Tensor | None:
@@ -193,6 +194,8 @@ class PhraseDenoiser(nn.Module):
             told = told + self.row_encoder.length(bars, self.rows)
         if self.has_sections and sections is not None:
             told = told + self.row_encoder.sections(*sections, self.rows)
+        if self.has_layout and layout is not None:
+            told = told + self.row_encoder.layout(layout)
         if keep is not None:
             told = told * keep[:, None, None]
         return torch.cat([always + told, always]) if unconditional else always + told

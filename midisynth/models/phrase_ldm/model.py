@@ -18,17 +18,19 @@ from midisynth.models.phrase_ldm.checkpoint import FILES, is_autoencoder, is_den
 from midisynth.models.phrase_ldm.codec import PhraseCodec
 from midisynth.models.phrase_ldm.composing import Mode, compose
 from midisynth.models.phrase_ldm.conditions import SectionIds
-from midisynth.models.phrase_ldm.evaluation import Examiner, SongScores, known_songs, summarize
+from midisynth.models.phrase_ldm.evaluation import Examiner, known_songs
 from midisynth.models.phrase_ldm.grid import Compat
+from midisynth.models.phrase_ldm.layouts import LayoutIds
 from midisynth.models.phrase_ldm.ldm import Conditioning, PhraseDenoiser
 from midisynth.models.phrase_ldm.rows import SEP_ID
 from midisynth.models.phrase_ldm.sampling import PUBLISHED_QUANTILE, PUBLISHED_SCALE, LatentDiffusion
+from midisynth.models.phrase_ldm.song_scores import SongScores, summarize
 from midisynth.models.phrase_ldm.vae import PhraseVae, load_vae, read_vae
 from midisynth.module import MidiModule, Noise, Published, Rendering
 from midisynth.summaries import Measurements, Summary
 
 #: What a song can be asked for.
-Condition = Literal["length", "sections"]
+Condition = Literal["length", "sections", "layout"]
 #: Owner of the published repositories, and name of the autoencoder, which is looked for beside published denoisers.
 PUBLISHED_OWNER, PUBLISHED_VAE = "LongshenOu", "phrase-vae"
 
@@ -51,18 +53,22 @@ class PhraseLdm(MidiModule):
         token_dim: Width of what is known of a song as a whole.
         memory_dim: Width of what is known of its sections.
         cross_dim: Width of the same for the cross-attention; null: the same.
-        conditions: What a song can be asked for: "length" in bars, a plan of "sections".
+        conditions: What a song can be asked for: "length" in bars, a plan of "sections", a "layout" of instruments.
         length_bucket: Bars that are told as one.
         section_types: Letters of sections in the order of their ids; null takes all in alphabetical order.
         section_lengths: Lengths of sections in the order of their ids; null takes 1 to 32.
-        dropout: Probability in the encoder of sections.
+        programs: Programs of layouts in the order of their ids; null takes those of POP909: 13, 0, 25.
+        dropout: Probability in the encoders of sections and layouts.
         cfg_dropout: Probability of training a song without condition.
+        layout_dropout: Probability of training a song without its layout, but with the other conditions.
         objective: What the network predicts: the noise, the latents, or the velocity between them.
         diffusion_steps: Steps of the noise schedule.
         mode: "compose": new songs; from MIDI files as input: "continue": songs that begin with them; "infill": parts of
             them anew, see `redo` and `keep`; "vary": songs like them; "interpolate": songs between them and `other`.
         bars: Length of the songs; null lets the model choose.
         sections: Plan of the songs, such as "i4 A8 B8 A8 o4"; null lets the model choose.
+        layout: Programs of every bar from the highest to the lowest, such as "0*4 13+0*8 -": four bars of 0, eight of
+            13 and 0, one of silence; null lets the model choose.
         redo: Bars to compose anew in mode infill, such as "5-8,17"; null is all of them.
         keep: Programs whose phrases stay in these bars, such as those of a melody.
         other: MIDI file to interpolate with.
@@ -107,13 +113,16 @@ class PhraseLdm(MidiModule):
         length_bucket: int = 10,
         section_types: list[str] | None = None,
         section_lengths: list[int] | None = None,
+        programs: list[int] | None = None,
         dropout: float = 0.1,
         cfg_dropout: float = 0.1,
+        layout_dropout: float = 0.5,
         objective: Objective = "epsilon",
         diffusion_steps: int = 1000,
         mode: Mode = "compose",
         bars: int | None = None,
         sections: str | None = None,
+        layout: str | None = None,
         redo: str | None = None,
         keep: list[int] | None = None,
         other: str | None = None,
@@ -138,24 +147,8 @@ class PhraseLdm(MidiModule):
         self.section_ids = SectionIds(
             tuple(section_types or defaults.types), tuple(section_lengths or defaults.lengths)
         )
-        self.network = PhraseDenoiser(
-            latent,
-            max_bars * slots,
-            layers,
-            heads,
-            head_dim,
-            memory_heads,
-            time_dim,
-            token_dim,
-            memory_dim,
-            cross_dim,
-            length="length" in self.conditions,
-            length_bucket=length_bucket,
-            sections=self._section_counts(),
-            slots=None if compat else slots,
-            dropout=dropout,
-            published=compat is not None,
-        )
+        self.layout_ids = LayoutIds() if programs is None else LayoutIds(tuple(programs))
+        self.network = self.new_network()
         self.register_buffer("scale", torch.tensor(PUBLISHED_SCALE if compat else 1.0))
         # The published value is of the autoencoder's scale, but used in that of the denoiser.
         self.register_buffer("clip", torch.tensor(PUBLISHED_QUANTILE if compat else 4.0))
@@ -177,11 +170,34 @@ class PhraseLdm(MidiModule):
             raise UsageError("repeats needs solver ddpm or ddim")
         if options.sections is not None and "sections" not in (options.conditions or ()):
             raise UsageError("sections: this model was not trained with plans of sections; ask for bars alone")
+        if options.layout is not None and "layout" not in (options.conditions or ()):
+            raise UsageError("layout: this model was not trained with layouts of instruments; leave it out")
+        if options.compat and {"sections", "layout"} <= set(options.conditions or ()):
+            raise UsageError("conditions: published models know sections or a layout, not both")
 
-    def _section_counts(self) -> tuple[int, int] | None:
-        if "sections" not in self.conditions:
-            return None
-        return len(self.section_ids.types), len(self.section_ids.lengths)
+    def new_network(self) -> PhraseDenoiser:
+        """An untrained denoiser of this model's sizes."""
+        options = self.hparams
+        known = len(self.section_ids.types), len(self.section_ids.lengths)
+        return PhraseDenoiser(
+            options.latent,
+            options.max_bars * options.slots,
+            options.layers,
+            options.heads,
+            options.head_dim,
+            options.memory_heads,
+            options.time_dim,
+            options.token_dim,
+            options.memory_dim,
+            options.cross_dim,
+            length="length" in self.conditions,
+            length_bucket=options.length_bucket,
+            sections=known if "sections" in self.conditions else None,
+            programs=len(self.layout_ids.programs) if "layout" in self.conditions else None,
+            slots=None if options.compat else options.slots,
+            dropout=options.dropout,
+            published=options.compat is not None,
+        )
 
     # Autoencoder
 
@@ -244,17 +260,27 @@ class PhraseLdm(MidiModule):
         """Between latents and noise."""
         return LatentDiffusion(self.hparams.diffusion_steps, float(self.clip), self.hparams.objective)
 
-    def condition(self, batch: Mapping[str, Tensor], keep: Tensor | None = None, guided: bool = False) -> Conditioning:
+    def condition(
+        self,
+        batch: Mapping[str, Tensor],
+        keep: Tensor | None = None,
+        guided: bool = False,
+        network: PhraseDenoiser | None = None,
+    ) -> Conditioning:
         """What the denoiser is told.
 
         Args:
-            batch: "bars" [batch], "types" and "lengths" [batch, sections]; 0 where they are not known.
+            batch: "bars" [batch], "types" and "lengths" [batch, sections]; 0 where they are not known. "layout"
+                [batch, rows], see `LayoutIds`.
             keep: [batch] bool, False where nothing is told.
             guided: Append as many rows without condition.
+            network: The denoiser; None: the model's.
         """
         sections = (batch["types"], batch["lengths"]) if "sections" in self.conditions else None
         bars = batch["bars"] if "length" in self.conditions else None
-        return self.network.condition(len(batch["bars"]), bars, sections, keep=keep, unconditional=guided)
+        layout = batch["layout"] if "layout" in self.conditions else None
+        network = network or self.network
+        return network.condition(len(batch["bars"]), bars, sections, layout, keep, guided)
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         x0 = batch["latents"] / self.scale
@@ -262,7 +288,13 @@ class PhraseLdm(MidiModule):
         # Every step is as likely as any other, but a batch covers the range evenly: the gradient is less noisy.
         share = (torch.rand(1, device=self.device) + torch.arange(size, device=self.device) / size) % 1
         t = (share * self.hparams.diffusion_steps).long()
-        keep = None if self.hparams.compat else torch.rand(size, device=self.device) >= self.hparams.cfg_dropout
+        keep = None
+        if not self.hparams.compat:
+            keep = torch.rand(size, device=self.device) >= self.hparams.cfg_dropout
+            if "layout" in self.conditions:
+                dropped = torch.rand(size, device=self.device) < self.hparams.layout_dropout
+                unknown = batch["layout"].masked_fill(dropped[:, None], self.layout_ids.unknown)
+                batch = {**batch, "layout": unknown}
         loss = self._loss(batch, x0, t, torch.randn_like(x0), keep)
         self.log("train/loss", loss, prog_bar=True, batch_size=size)
         return loss
@@ -280,13 +312,14 @@ class PhraseLdm(MidiModule):
 
     def on_test_start(self) -> None:
         data = self.trainer.datamodule
-        self._examiner = Examiner(self, known_songs(data.parts("train")), known_songs(data.parts("test")))
+        songs = (known_songs(data.parts(split)) for split in ("train", "test"))
+        self._examiner = Examiner(self, *songs, untrained=data.untrained)
 
     def test_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Measurements:
         return Measurements(self._examiner.measure(batch))
 
     def test_summary(self, items: Sequence[SongScores], pictures: int) -> Summary:
-        return summarize(items, self.hparams.slots, pictures)
+        return summarize(items, pictures)
 
     def _loss(
         self, batch: Mapping[str, Tensor], x0: Tensor, t: Tensor, epsilon: Tensor, keep: Tensor | None = None

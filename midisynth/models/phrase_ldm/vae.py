@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -17,7 +17,7 @@ from midisynth.errors import CheckpointError, UsageError
 from midisynth.metrics.phrases import grid_score
 from midisynth.models.phrase_ldm.checkpoint import FILES, is_autoencoder, read_autoencoder
 from midisynth.models.phrase_ldm.codec import MAX_BARS, SLOTS, Decoded, PhraseCodec, Song
-from midisynth.models.phrase_ldm.decoding import Shortcuts, decode, grammar
+from midisynth.models.phrase_ldm.decoding import Grammar, Shortcuts, decode
 from midisynth.models.phrase_ldm.grid import Compat
 from midisynth.models.phrase_ldm.network import PhraseAutoencoder, Reconstruction
 from midisynth.models.phrase_ldm.rows import BAR_ID, IGNORED, INST_ID, MAX_TOKENS, SEP_ID, collate, row
@@ -31,8 +31,9 @@ from midisynth.summaries import Measurements, Summary
 Stage = Literal["infilling", "queries", "variational"]
 #: Phrases of one token, which more than half of the slots of a song hold.
 SPECIAL_IDS = (INST_ID, BAR_ID, SEP_ID)
-#: Phrases that go through the network together when whole songs are encoded or decoded.
-ROWS_AT_ONCE = 256
+#: Phrases that go through the network together when songs are encoded or decoded, on a CPU and on anything faster. What
+#: the decoder of the published model keeps of one takes up to 1.2 MB.
+ROWS_AT_ONCE = 256, 4096
 
 
 class PhraseVae(MidiModule):
@@ -189,10 +190,10 @@ class PhraseVae(MidiModule):
 
     # Phrases and vectors
 
-    @cached_property
-    def allowed(self) -> Tensor:
-        """Which token may follow which, [vocabulary, vocabulary] bool."""
-        return grammar(self.hparams.velocity).to(self.device)
+    @property
+    def grammar(self) -> Grammar | None:
+        """What phrases may say, on the device of the model; None for published models, which say anything."""
+        return None if self.hparams.compat else _grammar(self.hparams.velocity, self.device)
 
     @torch.no_grad()
     def encode(self, phrases: Sequence[str | Sequence[int]]) -> Tensor:
@@ -218,8 +219,8 @@ class PhraseVae(MidiModule):
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
         shape = (options.latent,) if self.network.latent is not None else (self.queries, options.dim)
         result = torch.empty(len(rows), *shape, device=self.device)
-        for start in range(0, len(rows), ROWS_AT_ONCE):
-            chosen = order[start : start + ROWS_AT_ONCE]
+        for start in range(0, len(rows), ROWS_AT_ONCE[0]):
+            chosen = order[start : start + ROWS_AT_ONCE[0]]
             batch = collate([rows[index] for index in chosen], [[]] * len(chosen))
             tokens, mask = batch["tokens"].to(self.device), batch["mask"].to(self.device)
             result[chosen] = self.network.encode(tokens, mask).float()
@@ -233,12 +234,15 @@ class PhraseVae(MidiModule):
             latents: As `encode` returns them.
             shortcuts: Phrases that need no decoder.
         """
-        allowed = None if self.hparams.compat else self.allowed
-        texts = []
-        for part in latents.to(self.device).split(ROWS_AT_ONCE):
-            for ids in decode(self.network, part, self.hparams.max_tokens, shortcuts, allowed).tolist():
-                texts.append(to_text(ids, without=(BOS, EOS, PAD)))
-        return texts
+        found = decode(
+            self.network,
+            latents.to(self.device),
+            self.hparams.max_tokens,
+            shortcuts,
+            self.grammar,
+            ROWS_AT_ONCE[self.device.type != "cpu"],
+        )
+        return [to_text(ids, without=(BOS, EOS, PAD)) for ids in found.tolist()]
 
     @torch.no_grad()
     def shortcuts(self) -> Shortcuts:
@@ -289,6 +293,11 @@ class PhraseVae(MidiModule):
         options |= {"latent": latent} if latent else {}
         state = {f"network.{name}": tensor for name, tensor in published.state.items()}
         return Published({**options, "compat": "published"}, state)
+
+
+@lru_cache(maxsize=4)
+def _grammar(velocity: bool, device: torch.device) -> Grammar:
+    return Grammar(velocity, device)
 
 
 def load_vae(reference: str, *, content: bytes | None = None) -> PhraseVae:

@@ -83,9 +83,8 @@ def score_phrases(model: PhraseVae, batch: Mapping[str, Tensor]) -> list[PhraseS
     phrases = [ids[ids != IGNORED].tolist() for ids in labels]
     decoded: list[list[int] | None] = [None] * len(phrases)
     if model.queries:
-        allowed = None if model.hparams.compat else model.allowed
         latents = model.network.encode(batch["tokens"], batch["mask"])
-        decoded = decode(model.network, latents, model.hparams.max_tokens, allowed=allowed).tolist()
+        decoded = decode(model.network, latents, model.hparams.max_tokens, grammar=model.grammar).tolist()
     return [_score(*row) for row in zip(phrases, decoded, tokens, right, strict=True)]
 
 

@@ -19,24 +19,25 @@ from midisynth.evaluation import PREDICTION
 from midisynth.main import main
 from midisynth.models.phrase_ldm import PhraseVae
 from midisynth.models.phrase_ldm.data import PhraseLdmData
-from midisynth.models.phrase_ldm.evaluation import (
+from midisynth.models.phrase_ldm.evaluation import shortened
+from midisynth.models.phrase_ldm.model import PhraseLdm
+from midisynth.models.phrase_ldm.remiz import Bar, Note, Track, performance_from_bars
+from midisynth.models.phrase_ldm.rows import BAR_ID, INST_ID, collate, labels, row
+from midisynth.models.phrase_ldm.sections import Section
+from midisynth.models.phrase_ldm.song_scores import (
     HELD_OUT,
     NGRAMS,
     RANDOM_BARS,
     ROWS,
     TRAINING,
+    UNTRAINED,
     KnownSong,
     SongScores,
     melody_program,
     melody_words,
-    shortened,
     structure_scores,
     summarize,
 )
-from midisynth.models.phrase_ldm.model import PhraseLdm
-from midisynth.models.phrase_ldm.remiz import Bar, Note, Track, performance_from_bars
-from midisynth.models.phrase_ldm.rows import BAR_ID, INST_ID, collate, labels, row
-from midisynth.models.phrase_ldm.sections import Section
 from midisynth.models.phrase_ldm.vae_evaluation import SPECIAL, PhraseScore, score_phrases
 from midisynth.models.phrase_ldm.vae_evaluation import summarize as summarize_phrases
 from midisynth.models.phrase_ldm.vocabulary import to_ids
@@ -159,9 +160,23 @@ class TestSongs:
     def test_random_bars_have_no_structure_and_a_repeated_half_has(self):
         generator = torch.Generator().manual_seed(0)
         half = torch.randn(32, 64, generator=generator)
-        assert structure_scores(torch.cat([half, half]), 4)["recurrence"] == pytest.approx(0.5)
-        assert structure_scores(torch.randn(64, 64, generator=generator), 4)["recurrence"] == 0
-        assert structure_scores(torch.randn(4, 64), 4) == {"bars": 1}
+        means = torch.zeros(4, 64)
+        assert structure_scores(torch.cat([half, half]), means)["recurrence"] == pytest.approx(0.5)
+        assert structure_scores(torch.randn(64, 64, generator=generator), means)["recurrence"] == 0
+        assert structure_scores(torch.randn(4, 64), means) == {"bars": 1}
+
+    def test_what_all_bars_have_in_common_is_no_structure(self):
+        """Bar lines, empty slots and the mean phrase make any two bars alike to the published measure."""
+        generator = torch.Generator().manual_seed(0)
+        means = 3 * torch.randn(4, 64, generator=generator)
+        bars = torch.randn(16, 4, 64, generator=generator)
+        bars[:, 2:] = 0  # an empty slot and the bar line
+        song = (torch.cat([bars, bars]) + means).flatten(0, 1)
+        scores = structure_scores(song, means, [Section("A", 8), Section("B", 8), Section("A", 8), Section("B", 8)])
+        assert scores["recurrence"] == pytest.approx(0.5)
+        assert scores["recurrence_published"] == 0, "all is bright"
+        assert scores["same_section"] == pytest.approx(1)
+        assert abs(scores["other_section"]) < 0.1
 
     def test_melodies_are_of_the_program_that_most_songs_have(self):
         song = KnownSong("a", torch.zeros(32, 8), song_bars(0))
@@ -180,8 +195,9 @@ class TestSongs:
 
     @staticmethod
     def scored(name: str, latents: dict[str, torch.Tensor]) -> SongScores:
-        scores = {one: structure_scores(values, 4) for one, values in latents.items()}
-        return SongScores(name, latents, scores, (), 8, Counter(p=1), Counter(), 13)
+        dim = latents[HELD_OUT].shape[1]
+        scores = {one: structure_scores(values, torch.zeros(4, dim)) for one, values in latents.items()}
+        return SongScores(name, latents, scores, (), 8, Counter(p=1), Counter(), 13, torch.eye(8))
 
     def test_songs_like_the_held_out_ones_are_nearer_than_random_bars(self):
         """Latents of bars that follow each other are alike in songs: only n-grams can tell bars in no order."""
@@ -199,7 +215,7 @@ class TestSongs:
             real, other = song(), song()
             latents = {PREDICTION: real + 0.01, RANDOM_BARS: shuffled(real), TRAINING: other, HELD_OUT: real}
             songs.append(self.scored(str(number), latents))
-        summary = summarize(songs, 4, 0)
+        summary = summarize(songs, 0)
         scores = summary.scores
         assert scores[RANDOM_BARS]["fid_1"] == pytest.approx(0, abs=1e-6)
         for n in NGRAMS[1:]:
@@ -210,7 +226,7 @@ class TestSongs:
 
     def test_too_few_phrases_have_no_distance(self):
         latents = {name: torch.randn(20, 8) for name in ROWS}
-        summary = summarize([self.scored("a", latents)], 4, 0)
+        summary = summarize([self.scored("a", latents)], 0)
         assert not math.isnan(summary.scores[PREDICTION]["fid_1"])
         assert math.isnan(summary.scores[PREDICTION]["fid_2"])
         assert any("too few phrases" in remark for remark in summary.remarks)
@@ -229,7 +245,7 @@ class TestSongs:
             time_dim=8,
             token_dim=8,
             memory_dim=16,
-            conditions=["length"],
+            conditions=["length", "layout"],
             length_bucket=2,
             sample_steps=2,
         )
@@ -247,8 +263,11 @@ class TestSongs:
         assert list(scores) == list(ROWS)
         assert scores[HELD_OUT]["bars"] == 9, "the song of 12 bars is cut to what the model takes"
         assert scores[HELD_OUT]["recurrence"] is not None
-        for name in (PREDICTION, RANDOM_BARS):
+        for name in (PREDICTION, UNTRAINED, RANDOM_BARS):
             assert scores[name]["bars"] <= 10
+            assert 0 <= scores[name]["layout_accuracy"] <= 1
+        assert scores[UNTRAINED]["length_error"] >= 0
+        assert scores[HELD_OUT]["layout_accuracy"] == 1
         assert scores[RANDOM_BARS]["notes_per_bar"] == 5
         assert scores[RANDOM_BARS]["copied"] < 1
         assert scores[TRAINING]["copied"] is None, "a training song is its own copy"
@@ -258,6 +277,12 @@ class TestSongs:
             rows = list(csv.DictReader(file))
         assert len(rows) == 2 * len(ROWS)
         assert "Fréchet distance" in capsys.readouterr().out
+        data.untrained = False
+        Trainer(**TRAINER, callbacks=[SummaryEvaluation(str(tmp_path / "report.json"), 0)]).test(
+            model, data, verbose=False
+        )
+        alone = json.loads((tmp_path / "report.json").read_text())["scores"]
+        assert alone == {row: values for row, values in scores.items() if row != UNTRAINED}
 
 
 class Counted(LightningModule):

@@ -26,6 +26,7 @@ from midisynth.models.phrase_ldm.composing import parse_bars
 from midisynth.models.phrase_ldm.conditions import SectionIds
 from midisynth.models.phrase_ldm.data import EverySong, RandomSongs
 from midisynth.models.phrase_ldm.latents import LatentTable
+from midisynth.models.phrase_ldm.layouts import LayoutIds
 from midisynth.models.phrase_ldm.remiz import Bar, Note, Track, performance_from_bars
 from midisynth.models.phrase_ldm.rows import BAR_ID, EOS_ID, INST_ID, MASK_ID, SEP_ID
 from midisynth.models.phrase_ldm.sections import Section, parse_sections
@@ -221,7 +222,7 @@ def test_phrases_become_vectors_and_texts(vae_folder: Path):
 
 def test_examples_are_rows_of_the_table(prepared: Part):
     table = LatentTable([prepared], end=torch.full((8,), -1.0))
-    songs = EverySong(table, slots=4, max_bars=12, section_ids=SectionIds())
+    songs = EverySong(table, slots=4, max_bars=12, section_ids=SectionIds(), layout_ids=LayoutIds())
     first, second, long = (songs[number] for number in range(3))
     values = table.values[first["rows"]]
     assert (values[:32, 0] == 0).all()
@@ -232,6 +233,10 @@ def test_examples_are_rows_of_the_table(prepared: Part):
     assert not first["types"].any()
     assert second["bars"] == 10
     assert second["lengths"][:4].tolist() == [2, 4, 4, 0]
+    layout = LayoutIds().encode([(13, 0)] * 8, 4, 48)
+    assert torch.equal(first["layout"], layout)
+    piano = EverySong(table, slots=4, max_bars=12, section_ids=SectionIds(), layout_ids=LayoutIds((0,)))
+    assert (piano[0]["layout"] == LayoutIds((0,)).unknown).all(), "a layout with a program that has no id is none"
     # Of a song that is too long, as many sections as there is room for.
     assert long["bars"] == 8
     assert long["lengths"][:2].tolist() == [8, 0]
@@ -241,7 +246,14 @@ def test_examples_are_rows_of_the_table(prepared: Part):
 
 def test_training_examples_are_cut_moved_and_rearranged(prepared: Part):
     table = LatentTable([prepared], end=torch.full((8,), -1.0))
-    arguments = {"slots": 4, "max_bars": 12, "section_ids": SectionIds(), "weights": [1.0], "seed": 0}
+    arguments = {
+        "slots": 4,
+        "max_bars": 12,
+        "section_ids": SectionIds(),
+        "layout_ids": LayoutIds(),
+        "weights": [1.0],
+        "seed": 0,
+    }
     plain = RandomSongs(table, **arguments, augmentations=[], augmented=0.0, examples_per_song=2)
     assert len(plain) == 6
     seen = set()
@@ -268,7 +280,7 @@ def test_training_examples_are_cut_moved_and_rearranged(prepared: Part):
 
 def test_a_song_whose_only_section_is_too_long_is_cut(prepared: Part):
     table = LatentTable([prepared], end=torch.full((8,), -1.0))
-    song = EverySong(table, slots=4, max_bars=6, section_ids=SectionIds())[2]
+    song = EverySong(table, slots=4, max_bars=6, section_ids=SectionIds(), layout_ids=LayoutIds())[2]
     assert song["bars"] == 6
     assert not song["types"].any()
 
@@ -284,7 +296,7 @@ def test_unknown_sections_are_no_condition():
 def test_fit_measures_the_scale_and_the_checkpoint_carries_the_autoencoder(
     corpus: Path, vae_folder: Path, tmp_path: Path
 ):
-    model = composer(vae_folder, conditions=["length", "sections"])
+    model = composer(vae_folder, conditions=["length", "sections", "layout"])
     data = PhraseLdmData(
         {"folder": {"root": str(corpus), "audio": False}},
         batch_size=3,
@@ -346,6 +358,9 @@ def test_a_song_has_the_bars_that_were_asked_for(vae_folder: Path, tmp_path: Pat
     _, report = compose_one(planned, tmp_path, [])
     assert report["bars"] == 7
     assert report["sections"] == "i2 A4 o1"
+    arranged = composer(vae_folder, layout="0*2 13+0*4 -", conditions=["layout"], guidance=2.0)
+    _, report = compose_one(arranged, tmp_path, [])
+    assert report["bars"] == 7
 
 
 def test_continuation_keeps_the_beginning(vae_folder: Path, song: Path, tmp_path: Path):
@@ -418,6 +433,8 @@ def test_the_key_is_the_one_that_was_asked_for(vae_folder: Path, song: Path, tmp
         ({"mode": "infill", "redo": "5-9"}, True, "5-9 is not within the bars of the song, 1 to 6"),
         ({"mode": "infill", "keep": [40]}, True, "no program 40; it has 0, 13"),
         ({"mode": "vary", "bars": 9}, True, "mode vary keeps them"),
+        ({"layout": "13*4", "bars": 5, "conditions": ["layout"]}, False, "several ways (layout 4, bars 5)"),
+        ({"layout": "40*4", "conditions": ["layout"]}, False, "no program 40"),
     ],
 )
 def test_what_cannot_be_done_is_said(vae_folder: Path, song: Path, tmp_path: Path, options, has_input, message):
@@ -436,6 +453,8 @@ def test_what_cannot_be_done_is_said(vae_folder: Path, song: Path, tmp_path: Pat
         ({"bars": 13}, "the model takes 1 to 12"),
         ({"repeats": 2}, "repeats needs solver"),
         ({"sections": "A8"}, "not trained with plans"),
+        ({"layout": "13*4"}, "not trained with layouts"),
+        ({"conditions": ["sections", "layout"], "compat": "published"}, "not both"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options, message):
@@ -555,7 +574,7 @@ class Watch(Callback):
 
 root, vae, options = sys.argv[1], sys.argv[2], eval(sys.argv[3])
 torch.manual_seed(0)
-model = PhraseLdm(vae=vae, conditions=["length", "sections"], **options)
+model = PhraseLdm(vae=vae, conditions=["length", "sections", "layout"], **options)
 data = PhraseLdmData({"folder": {"root": root, "audio": False}}, 1, cache_dir="cache")
 data.connect(model)
 trainer = Trainer(

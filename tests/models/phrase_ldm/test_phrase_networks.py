@@ -19,8 +19,9 @@ from midisynth.diffusion.sampling import sample
 from midisynth.diffusion.schedules import CosineSchedule, SquaredCosineSchedule
 from midisynth.errors import CheckpointError, TensorMismatch, UsageError
 from midisynth.models.phrase_ldm.checkpoint import is_autoencoder, is_denoiser, read_autoencoder, read_denoiser
-from midisynth.models.phrase_ldm.conditions import PUBLISHED_PROGRAMS, RowEncoder, SectionIds, layout_ids
-from midisynth.models.phrase_ldm.decoding import Shortcuts, decode, grammar
+from midisynth.models.phrase_ldm.conditions import LayoutEncoder, RowEncoder, SectionIds
+from midisynth.models.phrase_ldm.decoding import Grammar, Shortcuts, decode
+from midisynth.models.phrase_ldm.layouts import LayoutIds, parse_layout
 from midisynth.models.phrase_ldm.ldm import PhraseDenoiser
 from midisynth.models.phrase_ldm.network import EMBEDDING, TIED, PhraseAutoencoder
 from midisynth.models.phrase_ldm.rows import EOS_ID, IGNORED, PAD_ID, labels, row
@@ -168,16 +169,28 @@ def test_shortcuts_say_what_the_decoder_says(trained):
 
 
 def test_the_grammar_leaves_whole_notes_alone(trained):
-    allowed = grammar()
+    grammar = Grammar()
     ids, mask, _ = batch()
     latents = trained.encode(ids, mask)
-    assert torch.equal(decode(trained, latents, allowed=allowed), decode(trained, latents))
+    assert torch.equal(decode(trained, latents, grammar=grammar), decode(trained, latents))
     torch.manual_seed(0)
     wild = PhraseAutoencoder(**SMALL_VAE).eval()
-    for line in decode(wild, 3 * torch.randn(30, 8), 20, allowed=allowed).tolist():
-        kinds = [TOKENS[number].partition("-")[0] for number in line if number != PAD_ID]
-        follower = {"i": "o", "o": "p", "p": "d"}
+    latents = 3 * torch.randn(30, 8)
+    found = decode(wild, latents, 40, grammar=grammar)
+    assert torch.equal(decode(wild, latents, 40, grammar=grammar, rows_at_once=7), found)
+    follower = {"i": "o", "o": "p", "p": "d"}
+    repeated = 0
+    for line in found.tolist():
+        tokens = [TOKENS[number].partition("-") for number in line if number != PAD_ID]
+        kinds = [kind for kind, _, _ in tokens]
         assert all(second == follower.get(first, second) for first, second in itertools.pairwise(kinds))
+        onsets = [int(number) for kind, _, number in tokens if kind == "o"]
+        assert onsets == sorted(set(onsets)), "onsets rise"
+        for _, group in itertools.groupby(tokens, key=lambda token: token[0] == "o"):
+            pitches = [int(number) for kind, _, number in group if kind == "p"]
+            assert pitches == sorted(set(pitches), reverse=True), "pitches fall within an onset"
+        repeated += len(onsets) > 1
+    assert repeated, "some phrase has several onsets"
 
 
 # The denoiser
@@ -186,7 +199,7 @@ def test_the_grammar_leaves_whole_notes_alone(trained):
 def conditions(songs: int = 2) -> dict[str, Any]:
     plans = [parse_sections("i1 A2 B2"), parse_sections("A4 o2")][:songs]
     bars = torch.tensor([sum(section.bars for section in plan) for plan in plans])
-    layout = layout_ids([[["i-13", "i-0", "b-1"]] * int(count) for count in bars], PUBLISHED_PROGRAMS, 24)
+    layout = torch.stack([LayoutIds().encode([(13, 0)] * int(count), 4, 24) for count in bars])
     return {"bars": bars, "sections": SectionIds().encode(plans), "layout": layout}
 
 
@@ -278,9 +291,45 @@ def test_plans_that_have_no_ids(plan, word):
         SectionIds().encode([plan])
 
 
-def test_layouts_with_unknown_instruments():
-    with pytest.raises(UsageError, match="i-40"):
-        layout_ids([[["i-40", "b-1"]]], PUBLISHED_PROGRAMS, 8)
+def test_layouts_become_ids_of_slots():
+    ids = LayoutIds((13, 0))
+    layout = parse_layout("0*2 13+0 -")
+    assert layout == [(0,), (0,), (13, 0), ()]
+    told = ids.encode(layout, 3, 15).view(5, 3).tolist()
+    assert told == [[2, ids.empty, 0]] * 2 + [[1, 2, 0], [ids.empty] * 2 + [0], [ids.unknown] * 3]
+    table = ids.of_tokens()
+    tokens = [IDS[token] for token in ("i-13", "i-0", "i-25", "[INST]", "b-1", "s-8", "[SEP]")]
+    assert table[tokens].tolist() == [1, 2, -1, ids.empty, 0, 0, ids.unknown]
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("40", "no program 40"),
+        ("13+0+25+13", "twice"),
+        ("0*", "cannot read"),
+        ("13+0+25", "3 programs"),
+        ("0*9", "9 ba"),
+    ],
+)
+def test_layouts_that_cannot_be_asked_for(text, word):
+    with pytest.raises(UsageError, match=word):
+        LayoutIds().encode(parse_layout(text), 3, 24)
+
+
+@torch.no_grad()
+def test_the_published_layout_encoder_leaves_empty_slots_out():
+    """It then knows less than the rows do: a bar's instruments follow each other, wherever its slots are."""
+    torch.manual_seed(0)
+    encoder, ids = LayoutEncoder(16, 3).eval(), LayoutIds()
+    layout = ids.encode([(13,), (0, 25)], 4, 12)
+    memory, mask = encoder(layout[None])
+    assert mask.tolist() == [[True] * 5 + [False] * 7]
+    packed = torch.tensor([[1, 0, 2, 3, 0] + [4] * 7])
+    assert torch.allclose(memory, encoder(packed)[0], atol=1e-6)
+    network = PhraseDenoiser(**SMALL_LDM, programs=3, published=True).eval()
+    x, t, told = torch.randn(1, 24, 8), torch.tensor([500]), conditions(1)["layout"]
+    assert (network(x, t, network.condition(1, layout=told)) - network(x, t, network.condition(1))).abs().max() > 1e-4
 
 
 # Precision
