@@ -11,10 +11,11 @@ import hashlib
 import os
 import pickle
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,6 +28,19 @@ MAX_HEADER_BYTES = 10_000_000
 
 #: What files of torch.save from before 1.6 start with: a pickled number. They have no checksums.
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+
+#: Kinds of storages in them.
+_OLD_STORAGES = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
 
 #: How many names an error lists.
 LISTED = 5
@@ -63,7 +77,7 @@ def read_checkpoint(
             them.
         legacy: Take files in the format before torch 1.6 as well, whose damage can stay unnoticed.
         inert: Put `Inert` in the place of objects that are neither tensors nor plain values, instead of refusing them.
-            Their classes are not looked for, let alone called. Not for files in the old format.
+            Their classes are not looked for, let alone called.
 
     Raises:
         CheckpointError: The file is missing, damaged, not a checkpoint, or contains more than tensors and plain values.
@@ -75,8 +89,11 @@ def read_checkpoint(
     try:
         if not old:
             _check_records(path, check_tensors)
-        with _stand_ins(path) if inert else nullcontext():
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=not old)
+        if old and inert:
+            content = _read_old_format(path)
+        else:
+            with _stand_ins(path) if inert else nullcontext():
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=not old)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: {_unpickling_cause(error)}") from error
     except (zipfile.BadZipFile, RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError) as error:
@@ -200,6 +217,68 @@ def _stand_ins(path: Path) -> AbstractContextManager[None]:
         raise CheckpointError(f"{path}: reading it needs torch 2.6 or newer, this is {torch.__version__}")
     names = serialization.get_unsafe_globals_in_checkpoint(path)
     return serialization.safe_globals([(Inert, name) for name in names])
+
+
+class _OldUnpickler(pickle.Unpickler):
+    """Reads the pickles of the format before torch 1.6, which torch itself refuses if they name classes of modules.
+
+    The only functions that a pickle can have called are those of `find_class`, made anew for every file, so that it
+    cannot change them for others either.
+
+    Args:
+        file: Where a pickle begins.
+        size: Of the file (bytes); no storage is larger.
+    """
+
+    def __init__(self, file: BinaryIO, size: int):
+        super().__init__(file)
+        self._size = size
+        #: Contents of storages, which come after the pickles, by key.
+        self.storages: dict[str, Tensor] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        def tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+            return storage.as_strided(size, stride, offset)
+
+        def parameter(data: Tensor, *_: Any) -> Tensor:
+            return data
+
+        functions = {
+            "torch._utils._rebuild_tensor": tensor,
+            "torch._utils._rebuild_tensor_v2": tensor,
+            "torch._utils._rebuild_parameter": parameter,
+            "collections.OrderedDict": OrderedDict,
+        }
+        if module == "torch" and name in _OLD_STORAGES:
+            return _OLD_STORAGES[name]
+        return functions.get(f"{module}.{name}", Inert)
+
+    def persistent_load(self, pid: Any) -> Any:
+        kind, content, *rest = pid
+        if kind == "module":  # a class, and its source, which nobody needs
+            return content
+        key, _, count, view = rest
+        if kind != "storage" or view is not None or not 0 <= count * content.itemsize <= self._size:
+            raise pickle.UnpicklingError("an object of an unknown kind")
+        return self.storages.setdefault(key, torch.zeros(count, dtype=content))
+
+
+def _read_old_format(path: Path) -> Any:
+    """The content of a file of torch.save before 1.6, with `Inert` in the place of objects."""
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        for _ in ("magic number", "protocol", "system"):
+            _OldUnpickler(file, size).load()
+        unpickler = _OldUnpickler(file, size)
+        content = unpickler.load()
+        for key in _OldUnpickler(file, size).load():
+            storage = unpickler.storages[key]
+            if int.from_bytes(file.read(8), "little") != len(storage):
+                raise ValueError("a storage of another length")
+            if len(storage):
+                data = bytearray(file.read(len(storage) * storage.itemsize))
+                storage.copy_(torch.frombuffer(data, dtype=storage.dtype))
+    return content
 
 
 def _is_legacy(path: Path) -> bool:

@@ -1,0 +1,128 @@
+"""What the engines of generation share: their interface, and the weights of a decoder as a step uses them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from midisynth.models.midi2wave.heads import Head
+from midisynth.models.midi2wave.network import WaveNet
+
+
+class Engine(Protocol):
+    """Carries out steps of one decoder: each takes a code and the conditioning of its sample, and draws the next code.
+
+    Engines differ in speed alone: from the same noise all of them draw the same codes, up to values that rounding
+    brings to the other side of a border.
+
+    Attributes:
+        name: For the log.
+        flat: Many streams take about as long as one.
+        head: How codes are drawn.
+    """
+
+    name: str
+    flat: bool
+    head: Head
+
+    def start(self, streams: int) -> Any:
+        """The state of streams before their first sample: empty queues, and silence as the first code."""
+        ...
+
+    def keep(self, state: Any, streams: list[int]) -> Any:
+        """The state of some of the streams; the one that it is taken from must not be used any more."""
+        ...
+
+    def run(self, state: Any, conditioning: Tensor, hop: int, noise: Tensor, teacher: Tensor | None = None) -> Tensor:
+        """Carry out the next steps of all streams.
+
+        Args:
+            state: Of the streams; it is advanced.
+            conditioning: [streams, columns, layers, 2R], what is added to the gates besides their biases; step s of
+                this call uses column s // hop.
+            hop: Steps that share a column.
+            noise: [streams, steps, draws] in [0, 1), as the head wants it. Its length is the number of steps.
+            teacher: [streams, steps] codes that are put in instead of those that were drawn; -1 where there is none.
+
+        Returns:
+            [streams, steps] int64 codes on the CPU. Step s draws the code of the sample after the one it is put in.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Weights of a decoder in float32, with the previous and the current tap of a layer side by side.
+
+    Layer l makes `sums = taps[l] @ [previous | current] + bias[l] + conditioning`, `gated[l] = tanh * sigmoid` of its
+    halves, and `current = (residual[l] @ gated[l] + residual_bias[l] + current) * gain`. The output is `output @
+    relu(hidden @ relu(skip @ gated + skip_bias))`, or without skips the last `current`.
+
+    Attributes:
+        table: [levels, R], what the input layer makes of every code.
+        taps: [layers, 2R, 2R].
+        bias: [layers, 2R].
+        residual: [layers, R, R]; the identity where a layer has none.
+        residual_bias: [layers, R].
+        skip: [S, layers * R], None without skips.
+        skip_bias: [S], None without skips.
+        hidden: [hidden, S], None without skips.
+        output: [outputs, hidden], None without skips.
+        gain: Of the residual stream.
+        dilations: Of the layers (samples).
+    """
+
+    table: Tensor
+    taps: Tensor
+    bias: Tensor
+    residual: Tensor
+    residual_bias: Tensor
+    skip: Tensor | None
+    skip_bias: Tensor | None
+    hidden: Tensor | None
+    output: Tensor | None
+    gain: float
+    dilations: tuple[int, ...]
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, decoder: WaveNet) -> Packed:
+        """Copy the weights of a decoder, to where they are."""
+        layers, channels = len(decoder.dilations), decoder.residual_channels
+        weight = decoder.dilated.weight.float()
+        residual = torch.eye(channels, device=weight.device).repeat(layers, 1, 1)
+        residual_bias = torch.zeros(layers, channels, device=weight.device)
+        if decoder.residual is not None:
+            residual[: layers - 1] = decoder.residual.weight
+            if decoder.residual.bias is not None:
+                residual_bias[: layers - 1] = decoder.residual.bias
+        bias = decoder.dilated.bias
+        head: dict[str, Tensor | None] = dict.fromkeys(("skip", "skip_bias", "hidden", "output"))
+        if decoder.skip is not None:
+            skip = decoder.skip.weight.float()
+            head = {
+                "skip": skip.transpose(0, 1).flatten(1),
+                "skip_bias": skip.new_zeros(skip.shape[1])
+                if decoder.skip.bias is None
+                else decoder.skip.bias.float().sum(0),
+                "hidden": decoder.hidden.weight.float(),
+                "output": decoder.output.weight.float(),
+            }
+        return cls(
+            table=decoder.input_table().float(),
+            taps=torch.cat(weight.unbind(-1), dim=2),
+            bias=weight.new_zeros(layers, 2 * channels) if bias is None else bias.float(),
+            residual=residual,
+            residual_bias=residual_bias,
+            gain=decoder.gain,
+            dilations=decoder.dilations,
+            **head,
+        )
+
+    @property
+    def offsets(self) -> Tensor:
+        """[layers] where the queue of each layer begins in one buffer of `sum(dilations)` rows."""
+        return torch.tensor(self.dilations).cumsum(0) - torch.tensor(self.dilations)
