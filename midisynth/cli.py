@@ -330,7 +330,10 @@ class MidiCLI(LightningCLI):
         # Who gives a configuration may want to hear what an untrained model does, and a plugin's need no training.
         untold = checkpoint is None and not self._get(self.config, "config")
         if self.command == "predict" and untold and type(self.model).__module__.startswith("midisynth."):
-            raise UsageError(f"no checkpoint ships for {type(self.model).__name__}; name one: --ckpt_path FILE")
+            raise UsageError(
+                f"no checkpoint ships for {type(self.model).__name__}; name one: --ckpt_path FILE (`midisynth fit` "
+                "trains one, `midisynth import` makes one of published weights)"
+            )
         if checkpoint is not None and self.command != "fit":
             checkpoints.load_weights(self.model, checkpoint)
             # Only fit goes on from where a checkpoint stopped; the others want the weights.

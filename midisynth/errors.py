@@ -52,6 +52,10 @@ class RenderError(MidisynthError):
     """A model produced something that must not be written, such as NaN."""
 
 
+class TrainingError(MidisynthError):
+    """Training cannot go on: numbers are not finite, or a batch does not fit into memory."""
+
+
 class FileError(MidisynthError):
     """One file cannot be read or written.
 

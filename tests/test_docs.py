@@ -28,9 +28,24 @@ from midisynth.music.midi import read_midi, write_midi
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PARSED = ("fit", "validate", "test", "predict", "prepare")
-MODELS = ["dexter", "phrase_ldm", "phrase_vae", "spectrogram_ar", "spectrogram_diffusion", "vocoder"]
+MODELS = [
+    "dexter",
+    "midi2wave",
+    "midi_valle",
+    "midi_valle_codec",
+    "phrase_ldm",
+    "phrase_vae",
+    "spectrogram_ar",
+    "spectrogram_diffusion",
+    "vocoder",
+]
 # Models whose page is that of several.
-SHARED_PAGES = {"phrase_ldm": "phrase_ldm", "phrase_vae": "phrase_ldm"}
+SHARED_PAGES = {
+    "midi_valle": "midi_valle",
+    "midi_valle_codec": "midi_valle",
+    "phrase_ldm": "phrase_ldm",
+    "phrase_vae": "phrase_ldm",
+}
 # Depends on how busy the machine is.
 TIMES = re.compile(r"[\d.]+ s of audio in [\d.]+ s \([\d.]+ x real time\)")
 

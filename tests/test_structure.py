@@ -61,7 +61,8 @@ STANDARD_LIBRARY_ONLY = {"errors", "interrupts", "registry", "main", "__init__",
 DOORS = {
     "torchaudio": ("audio/backend.py", False),
     "diffusers": (("diffusion/sampling.py", "models/phrase_ldm/ldm.py"), True),
-    "transformers": ("models/phrase_ldm/network.py", True),
+    "transformers": (("models/phrase_ldm/network.py", "audio/neural_codec.py"), True),
+    "audiocraft": ("audio/neural_codec.py", True),
     "pretty_midi": ("music/midi.py", True),
     "partitura": (
         tuple(
@@ -86,6 +87,7 @@ DOORS = {
     "gradio": ("demo.py", True),
     "onnxruntime": ("audio/onnx.py", True),
     "torchcrepe": ("metrics/embeddings.py", True),
+    "numba": ("models/midi2wave/engines/numba_engine.py", True),
 }
 # Names of models that are also names of interfaces.
 INTERFACES = {"vocoder"}

@@ -63,6 +63,7 @@ def audio_pairs(
     apply_pedal: Callable[[Performance], Performance] = extend_by_pedal,
     context: int = 0,
     channels: int = 1,
+    controllers: Sequence[int] = (),
 ) -> Dataset[Example]:
     """Random stretches for training, consecutive ones for validation and testing.
 
@@ -80,10 +81,11 @@ def audio_pairs(
         apply_pedal: Turns notes as played into notes as they sound.
         context: Audio before the stretch (samples).
         channels: 1 takes the mean of stereo corpora, such as `rendered` makes on request; 2 doubles mono ones.
+        controllers: Numbers of the controllers that the codec reads besides the notes.
     """
     if split == "train":
-        return RandomStretches(parts, codec, align, seed, temperature, apply_pedal, context, channels)
-    return ConsecutiveStretches(parts, codec, apply_pedal, context, channels)
+        return RandomStretches(parts, codec, align, seed, temperature, apply_pedal, context, channels, controllers)
+    return ConsecutiveStretches(parts, codec, apply_pedal, context, channels, controllers)
 
 
 def corpus_shares(weights: Sequence[float], sizes: Sequence[int], temperature: float) -> np.ndarray:
@@ -112,9 +114,11 @@ class _Stretches:
         apply_pedal: Callable[[Performance], Performance],
         context: int,
         channels: int,
+        controllers: Sequence[int],
     ):
         self._codec = codec
         self._channels = channels
+        self._controllers = controllers
         self._context = context
         self._apply_pedal = apply_pedal
         self._records = [prepared for part in parts for prepared in part.prepared]
@@ -124,21 +128,27 @@ class _Stretches:
 
     def _example(self, record: int, start: int) -> Example:
         """The stretch of a record from sample `start` on; silence follows audio that ends early."""
-        if record not in self._performances:
-            # The audio stays on disk, mapped; of the notes, only what sounds is kept.
-            self._audio[record] = self._records[record].audio()
-            sounding = self._apply_pedal(self._records[record].performance())
-            self._performances[record] = Performance(notes=sounding.notes)
+        performance = self._performance(record)
         before = min(start, self._context)
         samples = self._audio[record][start - before : start + self._codec.segment_samples]
         audio = torch.zeros(self._channels, self._context + self._codec.segment_samples)
         first = self._context - before
         audio[:, first : first + len(samples)] = self._remixed(torch.from_numpy(samples.astype(np.float32)) / 32767)
         audio = audio[0] if self._channels == 1 else audio
-        example = dict(self._codec.encode_segment(self._performances[record], start / self._codec.sample_rate))
+        example = dict(self._codec.encode_segment(performance, start / self._codec.sample_rate))
         if self._context:
             example |= {"context_audio": audio[..., : self._context], "context_samples": torch.tensor(before)}
         return {**example, "audio": audio[..., self._context :]}
+
+    def _performance(self, record: int) -> Performance:
+        """What sounds in a record, and its audio ready to be read."""
+        if record not in self._performances:
+            # The audio stays on disk, mapped; of the notes, only what sounds is kept.
+            self._audio[record] = self._records[record].audio()
+            sounding = self._apply_pedal(self._records[record].performance())
+            kept = sounding.controls[np.isin(sounding.controls["number"], self._controllers)]
+            self._performances[record] = Performance(notes=sounding.notes, controls=kept)
+        return self._performances[record]
 
     def _remixed(self, audio: torch.Tensor) -> torch.Tensor:
         """Prepared audio, [samples] or [samples, 2], as it is wanted, [samples] or [channels, samples]."""
@@ -165,6 +175,7 @@ class RandomStretches(_Stretches, EndlessDataset[Example]):
         apply_pedal: Turns notes as played into notes as they sound.
         context: Audio before the stretch (samples).
         channels: See `audio_pairs`.
+        controllers: See `audio_pairs`.
 
     Raises:
         DataError: A corpus has no records for training.
@@ -180,8 +191,9 @@ class RandomStretches(_Stretches, EndlessDataset[Example]):
         apply_pedal: Callable[[Performance], Performance] = extend_by_pedal,
         context: int = 0,
         channels: int = 1,
+        controllers: Sequence[int] = (),
     ):
-        super().__init__(parts, codec, apply_pedal, context, channels)
+        super().__init__(parts, codec, apply_pedal, context, channels, controllers)
         for part in parts:
             if not part.prepared:
                 raise DataError(f"{part.name}: has no records for training")
@@ -200,13 +212,16 @@ class RandomStretches(_Stretches, EndlessDataset[Example]):
         return max(int(self._samples.sum()) // self._codec.segment_samples, 1)
 
     def __getitem__(self, number: int) -> Example:
-        generator = np.random.default_rng([self._seed, number])
+        return self._example(*self._place(np.random.default_rng([self._seed, number])))
+
+    def _place(self, generator: np.random.Generator) -> tuple[int, int]:
+        """A record and a start in it (samples)."""
         part = int(generator.choice(len(self._shares), p=self._shares))
         places = self._places[part]
         place = int(generator.integers(places[-1]))
         within = int(np.searchsorted(places, place, side="right"))
         start = place - (int(places[within - 1]) if within else 0)
-        return self._example(int(self._first_record[part]) + within, start * self._align)
+        return int(self._first_record[part]) + within, start * self._align
 
 
 class ConsecutiveStretches(_Stretches, Dataset[Example]):
@@ -218,6 +233,7 @@ class ConsecutiveStretches(_Stretches, Dataset[Example]):
         apply_pedal: Turns notes as played into notes as they sound.
         context: Audio before the stretch (samples).
         channels: See `audio_pairs`.
+        controllers: See `audio_pairs`.
     """
 
     def __init__(
@@ -227,8 +243,9 @@ class ConsecutiveStretches(_Stretches, Dataset[Example]):
         apply_pedal: Callable[[Performance], Performance] = extend_by_pedal,
         context: int = 0,
         channels: int = 1,
+        controllers: Sequence[int] = (),
     ):
-        super().__init__(parts, codec, apply_pedal, context, channels)
+        super().__init__(parts, codec, apply_pedal, context, channels, controllers)
         self._ends = np.maximum(self._samples // codec.segment_samples, 1).cumsum()
 
     def __len__(self) -> int:
@@ -237,6 +254,10 @@ class ConsecutiveStretches(_Stretches, Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(f"{index} is not in 0..{len(self) - 1}")
+        return self._example(*self._place(index))
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """The record of a stretch and its start (samples)."""
         record = int(np.searchsorted(self._ends, index, side="right"))
         position = index - (int(self._ends[record - 1]) if record else 0)
-        return self._example(record, position * self._codec.segment_samples)
+        return record, position * self._codec.segment_samples

@@ -91,3 +91,13 @@ class Performance:
 def is_drum(notes: np.ndarray) -> np.ndarray:
     """Which notes are drums, [notes] bool: General MIDI reserves channel 10 (index 9) for them."""
     return notes["channel"] == DRUM_CHANNEL
+
+
+def struck_notes(notes: np.ndarray, start_sec: float, duration_sec: float) -> np.ndarray:
+    """Pitched notes that begin in a stretch of time, with its start as time 0; they end with it."""
+    onset = notes["onset_sec"] - start_sec
+    chosen = (onset >= 0) & (onset < duration_sec) & ~is_drum(notes)
+    struck = notes[chosen].copy()
+    struck["onset_sec"] = onset[chosen]
+    struck["duration_sec"] = np.minimum(struck["duration_sec"], duration_sec - struck["onset_sec"])
+    return struck

@@ -2,51 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class KeyValue(NamedTuple):
-    """Projected memory of one attention layer.
-
-    Attributes:
-        key: [batch, heads, length, head_dim].
-        value: [batch, heads, length, head_dim].
-    """
-
-    key: Tensor
-    value: Tensor
-
-
-class KeyValueCache:
-    """Keys and values of the positions that one layer has decoded so far, in a buffer that is allocated once.
-
-    With it every further position costs one position only.
-
-    Args:
-        capacity: Most positions.
-
-    Attributes:
-        length: Positions so far.
-    """
-
-    def __init__(self, capacity: int):
-        self.capacity = capacity
-        self.length = 0
-        self._buffer: KeyValue | None = None
-
-    def append(self, new: KeyValue) -> KeyValue:
-        """Add positions [batch, heads, new length, head_dim] and return all [batch, heads, length, head_dim]."""
-        if self._buffer is None:
-            shape = (*new.key.shape[:2], self.capacity, new.key.shape[3])
-            self._buffer = KeyValue(new.key.new_empty(shape), new.value.new_empty(shape))
-        first, self.length = self.length, self.length + new.key.shape[2]
-        for buffer, entries in zip(self._buffer, new, strict=True):
-            buffer[:, :, first : self.length] = entries
-        return KeyValue(*(buffer[:, :, : self.length] for buffer in self._buffer))
+from midisynth.nn.cache import KeyValue, KeyValueCache
 
 
 class Attention(nn.Module):

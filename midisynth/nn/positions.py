@@ -27,6 +27,21 @@ def sinusoids_at(positions: Tensor, dim: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
+def interleaved_sinusoids(positions: Tensor, dim: int) -> Tensor:
+    """Sinusoids as Vaswani et al. 2017, section 3.5, have them: a sine, its cosine, and the next rate.
+
+    Args:
+        positions: [...].
+        dim: Width; even.
+
+    Returns:
+        [..., dim]; rates fall geometrically from 1 towards 1/10000 radians per position, which is not reached.
+    """
+    rates = torch.exp(-math.log(10000.0) / dim * torch.arange(0, dim, 2, device=positions.device))
+    angles = positions[..., None] * rates
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+
+
 def shuffled_sinusoids(rows: int, dim: int) -> Tensor:
     """Sinusoids with random phases, whose columns are shuffled.
 

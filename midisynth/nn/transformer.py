@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from midisynth.nn.attention import Attention, KeyValue, KeyValueCache
+from midisynth.nn.attention import Attention
+from midisynth.nn.cache import KeyValue, KeyValueCache
 from midisynth.nn.conditioning import FiLM
 
 

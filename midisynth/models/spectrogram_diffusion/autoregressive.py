@@ -23,7 +23,7 @@ from midisynth.models.spectrogram_diffusion.network import AutoregressiveNetwork
 from midisynth.models.spectrogram_diffusion.rendering import SpectrogramModule
 from midisynth.models.spectrogram_diffusion.tokens import PADDING
 from midisynth.module import Published
-from midisynth.nn.attention import KeyValue
+from midisynth.nn.cache import KeyValue
 
 
 class SpectrogramAutoregressive(SpectrogramModule):

@@ -14,7 +14,7 @@ from midisynth.diffusion.sampling import content_generators
 from midisynth.evaluation import ENCODED, PREDICTION, Renditions
 from midisynth.models.spectrogram_diffusion.codec import SpectrogramDiffusionCodec
 from midisynth.models.spectrogram_diffusion.rendering import SpectrogramModule
-from midisynth.music.notes import Performance, is_drum
+from midisynth.music.notes import Performance, struck_notes
 
 
 class CodecWithTruth:
@@ -38,16 +38,6 @@ class CodecWithTruth:
             **self._codec.encode_segment(performance, start_sec),
             "truth": struck_notes(performance.notes, start_sec, self._codec.segment_sec),
         }
-
-
-def struck_notes(notes: np.ndarray, start_sec: float, duration_sec: float) -> np.ndarray:
-    """Pitched notes that begin in a stretch of time, with its start as time 0; they end with it."""
-    onset = notes["onset_sec"] - start_sec
-    chosen = (onset >= 0) & (onset < duration_sec) & ~is_drum(notes)
-    struck = notes[chosen].copy()
-    struck["onset_sec"] = onset[chosen]
-    struck["duration_sec"] = np.minimum(struck["duration_sec"], duration_sec - struck["onset_sec"])
-    return struck
 
 
 def evaluate_batch(model: SpectrogramModule, batch: Mapping[str, Any]) -> Renditions:

@@ -20,7 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from midisynth.nn.attention import Attention, KeyValue, KeyValueCache
+from midisynth.nn.attention import Attention
+from midisynth.nn.cache import KeyValue, KeyValueCache
 from midisynth.nn.conditioning import TimeEmbedding
 from midisynth.nn.note_rolls import NoteRollEncoder, TemplatePrior
 from midisynth.nn.positions import shuffled_sinusoids, sinusoids
