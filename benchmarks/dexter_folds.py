@@ -14,6 +14,7 @@ import argparse
 import json
 import subprocess
 import sys
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,11 @@ def main() -> None:
         if not file.is_file():
             left_out = {name: found[number :: options.folds] for name, found in pieces.items()}
             write_json(file, fold(roots, left_out, options.output / str(number), cache, more))
-        scores |= json.loads(file.read_text())
+        # JSON has no NaN.
+        read = json.loads(
+            file.read_text(), object_pairs_hook=lambda found: {k: nan if v is None else v for k, v in found}
+        )
+        scores |= read
     write_json(options.output / "folds.json", report(scores))
 
 
