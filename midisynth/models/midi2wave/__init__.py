@@ -8,7 +8,7 @@ G. Plunkett (`midi2wave`, 2019) with its faults repaired.
 
 Besides the usual files: `pieces.py`, files and stretches of notes as rolls (`codec.py`); `network.py` with `layers.py`,
 `heads.py`, `bottleneck.py` and `conditioning.py`; `scheduled.py` and `aggressive.py`, against posterior collapse;
-`generation.py` and `engines/`, the loop over samples; `rendering.py`, files through that loop; `evaluation.py`, testing;
+`generation.py` and `engines/`, the loop over samples; `rendering.py`, files through it; `evaluation.py`, testing;
 `checkpoint.py`, `published.py` and `nv_wavenet.py`, weights of others.
 """
 

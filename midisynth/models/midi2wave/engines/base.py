@@ -90,36 +90,31 @@ class Packed:
     @classmethod
     @torch.no_grad()
     def of(cls, decoder: WaveNet) -> Packed:
-        """Copy the weights of a decoder, to where they are."""
+        """Take the weights of a decoder, without gradients, on its device."""
+        weights = {name: tensor.detach().float() for name, tensor in decoder.state_dict().items()}
         layers, channels = len(decoder.dilations), decoder.residual_channels
-        weight = decoder.dilated.weight.float()
-        residual = torch.eye(channels, device=weight.device).repeat(layers, 1, 1)
-        residual_bias = torch.zeros(layers, channels, device=weight.device)
-        if decoder.residual is not None:
-            residual[: layers - 1] = decoder.residual.weight
-            if decoder.residual.bias is not None:
-                residual_bias[: layers - 1] = decoder.residual.bias
-        bias = decoder.dilated.bias
-        head: dict[str, Tensor | None] = dict.fromkeys(("skip", "skip_bias", "hidden", "output"))
-        if decoder.skip is not None:
-            skip = decoder.skip.weight.float()
-            head = {
-                "skip": skip.transpose(0, 1).flatten(1),
-                "skip_bias": skip.new_zeros(skip.shape[1])
-                if decoder.skip.bias is None
-                else decoder.skip.bias.float().sum(0),
-                "hidden": decoder.hidden.weight.float(),
-                "output": decoder.output.weight.float(),
-            }
+        taps = weights["dilated.weight"]
+        residual = torch.eye(channels, device=taps.device).repeat(layers, 1, 1)
+        residual_bias = taps.new_zeros(layers, channels)
+        if "residual.weight" in weights:
+            residual[: layers - 1] = weights["residual.weight"]
+            residual_bias[: layers - 1] = weights.get("residual.bias", 0)
+        skip = skip_bias = None
+        if "skip.weight" in weights:
+            skip = weights["skip.weight"].transpose(0, 1).flatten(1)
+            skip_bias = weights["skip.bias"].sum(0) if "skip.bias" in weights else taps.new_zeros(len(skip))
         return cls(
             table=decoder.input_table().float(),
-            taps=torch.cat(weight.unbind(-1), dim=2),
-            bias=weight.new_zeros(layers, 2 * channels) if bias is None else bias.float(),
+            taps=torch.cat(taps.unbind(-1), dim=2),
+            bias=weights.get("dilated.bias", taps.new_zeros(layers, 2 * channels)),
             residual=residual,
             residual_bias=residual_bias,
+            skip=skip,
+            skip_bias=skip_bias,
+            hidden=weights.get("hidden.weight"),
+            output=weights.get("output.weight"),
             gain=decoder.gain,
             dilations=decoder.dilations,
-            **head,
         )
 
     @property
