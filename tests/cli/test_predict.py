@@ -241,7 +241,8 @@ def test_a_model_that_is_named_plays_with_the_weights_that_ship(midisynth, tmp_p
 
 
 def test_a_model_that_is_named_and_has_no_weights_is_refused(midisynth, tmp_path: Path):
-    result = midisynth("predict", "--model", "phrase_ldm", "--songs", "1", "-o", tmp_path / "out", *ON_CPU)
+    song = Path(__file__).parents[2] / "examples" / "bach.mid"
+    result = midisynth("predict", song, "--model", "midi2wave", "-o", tmp_path / "out", *ON_CPU)
     assert result.code == 2
-    assert "no checkpoint ships for PhraseLdm; name one: --ckpt_path FILE" in result.err
+    assert "no checkpoint ships for Midi2Wave; name one: --ckpt_path FILE" in result.err
     assert not (tmp_path / "out").exists() or not names(tmp_path / "out")
