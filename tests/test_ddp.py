@@ -101,7 +101,8 @@ os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "False"
 where, *entries = sys.argv[1:]
 for entry, folder, *words in (words.split("|") for words in entries):
     os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
-    print(f"tested: {entry}", flush=True)
+    if os.environ["RANK"] == "0":
+        print(f"tested: {entry}", flush=True)
     words += ["--data.batch_size=1", f"--report={folder}", *where.split()]
     status = main(["test", f"--config={entry}/tiny", *words])
     assert status == 0, entry

@@ -87,5 +87,5 @@ def test_every_preset_parses(midisynth, preset: str):
     assert result.code == 0, result.err
     # A part of a model, such as its neural codec, may have its preset beside the model's.
     folder, _, name = preset.partition("/")
-    entry = f"{folder}_{name}" if f"{folder}_{name}" in registry.names("models") else folder
+    entry = f"{folder}_{name}" if f"{folder}_{name}" in {one.name for one in registry.entries("models")} else folder
     assert yaml.safe_load(result.out)["model"]["class_path"] == registry.find("models", entry)
