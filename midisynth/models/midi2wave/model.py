@@ -15,6 +15,7 @@ from torch import Tensor
 from midisynth.audio.companding import Companding
 from midisynth.errors import UsageError
 from midisynth.evaluation import Renditions
+from midisynth.generation import SamplingRules
 from midisynth.models.midi2wave.aggressive import AggressiveTraining
 from midisynth.models.midi2wave.bottleneck import ArgmaxBottleneck, diversity
 from midisynth.models.midi2wave.checkpoint import read_published
@@ -162,6 +163,8 @@ class Midi2Wave(MidiModule):
             if head == "categorical"
             else LogisticMixture(components, levels, scale=log_scale, compat=compat)
         )
+        # Refuses what is out of range, in the words of every model that samples.
+        SamplingRules(temperature, top_p=top_p)
         self.vocabulary = Vocabulary(self._known_attributes())
         self.network = self._build_network()
         self.scheduled = _regime("scheduled_sampling", ScheduledSampling, scheduled_sampling)

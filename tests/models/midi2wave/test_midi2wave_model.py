@@ -210,6 +210,8 @@ def test_training_regimes_go_on_from_a_checkpoint(tmp_path: Path):
         ({"pedal": "extend"}, "roll onset does not show lengths"),
         ({"decoder": {"layer": 3}}, "decoder.layer: no such option"),
         ({"decoder": {"outputs": 3}}, "decoder.outputs follows"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"top_p": 0.0}, "top_p is 0.0"),
         ({"scheduled_sampling": {"loops": 3}}, "scheduled_sampling.loops: no such option"),
     ],
 )
