@@ -20,11 +20,11 @@ class TimedDataset(Dataset):
 
     def durations(self, epoch: int) -> np.ndarray:
         """Lengths of the examples of an epoch (seconds), [examples]."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not implement durations()")
 
     def example(self, place: Place) -> Any:
         """One example."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} does not implement example()")
 
     def __len__(self) -> int:
         return len(self.durations(0))
