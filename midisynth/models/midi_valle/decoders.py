@@ -61,11 +61,15 @@ class CodeDecoder(nn.Module):
         self.decoder = Stack(layers, dim, heads, dropout, norm_first, adaptive, cross_attention)
 
     def embed_text(self, notes: Tensor, mask: Tensor | None) -> Tensor:
-        """Embedded notes [batch, rows, note_dim] -> [batch, rows, dim]; `mask` is for the prenet, see there."""
-        text = self.text_embedding(notes)
+        """Notes [batch, rows, ...] from `ValleNetwork.embed_notes` -> [batch, rows, dim]; `mask` is for the prenet."""
+        width = self.text_embedding.in_features
+        text = self.text_embedding(notes[..., :width])
         if self.text_prenet is not None:
             text = self.text_prenet(text, mask)
-        return self.text_position(text, torch.arange(text.shape[1], device=text.device))
+        placed = notes.shape[-1] > width
+        return self.text_position(
+            text, notes[..., width] if placed else torch.arange(text.shape[1], device=text.device)
+        )
 
     def place_audio(self, audio: Tensor, positions: Tensor | None = None) -> Tensor:
         """Frames [batch, frames, dim] -> the same, at positions [frames] or [batch, frames]; None: from 0."""

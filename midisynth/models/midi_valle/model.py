@@ -19,7 +19,7 @@ from midisynth.evaluation import Renditions
 from midisynth.generation import SamplingRules
 from midisynth.metrics.embeddings import AudioEmbedding, CodecEmbedding
 from midisynth.models.midi_valle.checkpoint import read_language_models
-from midisynth.models.midi_valle.codec import Compat, NoteRows
+from midisynth.models.midi_valle.codec import PER_SECOND, Compat, NoteRows
 from midisynth.models.midi_valle.codecs import load_neural_codec, read_neural_codec
 from midisynth.models.midi_valle.evaluation import evaluate_batch
 from midisynth.models.midi_valle.losses import Losses, NarDraw, PrefixMode, draw_nar
@@ -34,6 +34,9 @@ from midisynth.module import MidiModule, Noise, Published, Rendering
 #: What is trained: both language models, the autoregressive one, or the other one.
 Stage = Literal["joint", "ar", "nar"]
 STAGES: tuple[Stage, ...] = ("joint", "ar", "nar")
+
+#: Of the published codec, and the scale of positions; a codec of another rate learns another slope.
+FRAMES_PER_SEC = 50
 
 #: The published language models, and the neural codec that they were trained with, which is looked for beside them.
 PUBLISHED_FILE, PUBLISHED_CODEC = "best-valid-loss.pt", "compression_32khz_new.bin"
@@ -79,6 +82,8 @@ class MidiValle(MidiModule):
             segment; 2: frames from anywhere in it; 4: frames of the segment before or after it.
         share_embedding: Heads of the second language model are the tables of the codes that follow.
         prepend_bos: Predict the first frame as well.
+        note_positions: "count": notes are counted, as published; "onset": each has the position of the frame in which
+            it begins, so that less is left to learn.
         dropout: Probability.
         compat: "published" reads notes and counts losses as the original does: padding is learned as well, and stages
             "ar" and "nar" leave the tables of notes as they are.
@@ -123,6 +128,7 @@ class MidiValle(MidiModule):
         prefix_mode: PrefixMode = 1,
         share_embedding: bool = True,
         prepend_bos: bool = False,
+        note_positions: Literal["count", "onset"] = "count",
         dropout: float = 0.1,
         compat: Compat = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
@@ -149,6 +155,7 @@ class MidiValle(MidiModule):
             nar_scale=nar_scale,
             prepend_bos=prepend_bos,
             dropout=dropout,
+            note_frames=FRAMES_PER_SEC / PER_SECOND if note_positions == "onset" else None,
             count_padding=compat is not None,
         )
         self._freeze()
@@ -162,6 +169,8 @@ class MidiValle(MidiModule):
             raise UsageError(f"{missing} is missing: a prompt is a recording and the notes that are played in it")
         if options.codebooks == 1 and options.train_stage == "nar":
             raise UsageError("train_stage nar needs more than one of codebooks")
+        if options.note_positions == "onset" and options.prefix_mode in (2, 4):
+            raise UsageError(f"note_positions onset needs prefix_mode 0 or 1 (it is {options.prefix_mode})")
         if not 2 * options.overlap_sec <= options.min_segment_sec <= options.max_segment_sec:
             raise UsageError("expected 2 * overlap_sec <= min_segment_sec <= max_segment_sec")
         limit = self.codec.note_rows.max_sec

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from midisynth.models.midi_valle.codec import PER_BAR, SPECIALS
 from midisynth.models.midi_valle.decoders import Autoregressive, NonAutoregressive
 from midisynth.models.midi_valle.losses import Losses, NarDraw, PrefixMode, summed_cross_entropy, top10_share
 
@@ -43,6 +44,8 @@ class ValleNetwork(nn.Module):
         nar_scale: Width, heads and layers of the non-autoregressive decoder in proportion to those of the other.
         prepend_bos: See `Autoregressive`.
         dropout: Probability.
+        note_frames: Frames in a position of note rows: notes stand at the frames at which they begin. None: they are
+            counted, as published.
         count_padding: Repeat the original in training: padding counts in the autoregressive loss, and prenets see it.
 
     Attributes:
@@ -68,9 +71,11 @@ class ValleNetwork(nn.Module):
         nar_scale: float = 1.0,
         prepend_bos: bool = False,
         dropout: float = 0.1,
+        note_frames: float | None = None,
         count_padding: bool = False,
     ):
         super().__init__()
+        self.note_frames = note_frames
         self.codebooks = codebooks
         self.prefix_mode = prefix_mode
         self.count_padding = count_padding
@@ -85,8 +90,13 @@ class ValleNetwork(nn.Module):
             self.nar = NonAutoregressive(sum(note_dims), *sizes, dropout, bins, codebooks, share_embedding, **shared)
 
     def embed_notes(self, rows: Tensor) -> Tensor:
-        """Note rows [batch, rows, features] int64 -> [batch, rows, note_dim]."""
-        return torch.cat([table(rows[..., feature]) for feature, table in enumerate(self.notes)], dim=-1)
+        """Note rows [batch, rows, features] int64 -> [batch, rows, note_dim], or one more: the frame of the onset."""
+        embedded = torch.cat([table(rows[..., feature]) for feature, table in enumerate(self.notes)], dim=-1)
+        if self.note_frames is None:
+            return embedded
+        # The first and the last row, and padding, are no notes: they stand at the start.
+        onset = ((rows[..., -1] - SPECIALS) * PER_BAR + rows[..., -2] - SPECIALS).clamp(min=0)
+        return torch.cat([embedded, (onset * self.note_frames).to(embedded)[..., None]], dim=-1)
 
     def stage_parameters(self, train_stage: TrainStage) -> list[nn.Parameter]:
         """What a training stage trains.

@@ -100,9 +100,10 @@ def test_stages_train_what_they_should(options: dict[str, Any], expected: set[st
         {"prefix_mode": 2},
         {"prefix_mode": 4},
         {"architecture": "vall_f"},
+        {"note_positions": "onset"},
         {"prenet": True, "norm_first": False, "share_embedding": False, "prepend_bos": True, "nar_scale": 0.5},
     ],
-    ids=["mode 0", "mode 2", "mode 4", "VALL-F", "others"],
+    ids=["mode 0", "mode 2", "mode 4", "VALL-F", "onsets", "others"],
 )
 def test_variants_learn(options: dict[str, Any]):
     model = built(**options, dropout=0.0)
@@ -151,6 +152,7 @@ def test_a_stage_starts_from_the_one_before(tmp_path: Path):
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"codebooks": 1, "train_stage": "nar"}, "train_stage nar needs more than one of codebooks"),
+        ({"note_positions": "onset", "prefix_mode": 4}, "note_positions onset needs prefix_mode 0 or 1 (it is 4)"),
         ({"max_segment_sec": 1.0}, "expected 2 * overlap_sec <= min_segment_sec <= max_segment_sec"),
         ({"max_segment_sec": 28.0}, "max_segment_sec is 28: with its prompt a segment can be 33.2 s long"),
     ],
@@ -217,6 +219,18 @@ def test_whole_performances_are_rendered(files: list[Path]):
     # The first segment follows the prompt in either way.
     torch.testing.assert_close(continued[0][:60000], together[0][:60000], rtol=0, atol=1e-4)
     assert not torch.allclose(continued[0], together[0], atol=1e-3)
+
+
+def test_notes_at_their_onsets_need_no_count():
+    """Silent rows between change what is counted, and not where a note stands."""
+    rows = torch.from_numpy(NoteRows().encode(performance_of([(0.5, 0.2, 60, 70, 0), (2.5, 0.2, 64, 70, 0)])))
+    more = torch.cat([rows[:2], rows[1:2], rows[2:]])
+    for note_positions, same in (("onset", True), ("count", False)):
+        network = built(note_positions=note_positions).eval().network
+        one, other = (network.ar.embed_text(network.embed_notes(found[None]), None)[0] for found in (rows, more))
+        assert torch.allclose(one[2], other[3]) == same
+    notes = built(note_positions="onset").network.embed_notes(rows[None])[0]
+    torch.testing.assert_close(notes[:, -1], torch.tensor([0.0, 25.0, 125.0, 0.0]))
 
 
 def test_greedy_has_no_seed(files: list[Path]):
