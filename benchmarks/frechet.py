@@ -58,7 +58,7 @@ def scores(made: dict[str, Tensor], recorded: dict[str, Tensor]) -> tuple[dict[s
     if len(rows) > MIN_FRAMES:
         limit = frechet_infinity(rows, reference, steps=STEPS, min_frames=MIN_FRAMES)
         whole |= {"fad_inf": limit.infinity, "r2": limit.r2}
-    return whole, frechet_per_file({name: one for name, one in made.items() if len(one) > 1}, wanted)
+    return whole, frechet_per_file({name: Gaussian.of(one) for name, one in made.items() if len(one) > 1}, wanted)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

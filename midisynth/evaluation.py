@@ -29,7 +29,7 @@ from midisynth.audio.neural_codec import NeuralCodec
 from midisynth.checkpoints import load_model
 from midisynth.errors import CheckpointError, MidisynthError
 from midisynth.metrics.embeddings import AudioEmbedding, CodecEmbedding, CrepeEmbedding, OnnxEmbedding
-from midisynth.metrics.frechet import FrechetAudioDistance
+from midisynth.metrics.frechet import FileGaussians, FrechetAudioDistance, frechet_per_file
 from midisynth.metrics.scores import (
     ChromaError,
     LogSpectralDistance,
@@ -41,7 +41,7 @@ from midisynth.metrics.scores import (
 from midisynth.metrics.transcription import Transcriber
 from midisynth.metrics.vggish import Vggish
 from midisynth.module import MidiModule
-from midisynth.reports import block, report_path, write_json
+from midisynth.reports import block, gathered, report_path, write_csv, write_json
 from midisynth.tensor_files import file_sha256, read_tensors
 
 PREDICTION = "prediction"
@@ -51,6 +51,9 @@ TRUTH = "ground truth"
 
 #: What the distances of TF-Hub's models are published with; their weights are nobody's to ship.
 PUBLISHED_EMBEDDINGS = ("vggish", "trill")
+
+#: Larger embeddings have no distance by file: their statistics take dim^2 numbers for each.
+LARGEST_BY_FILE = 512
 
 #: How many clips are drawn if nobody says.
 PICTURES = 3
@@ -68,6 +71,7 @@ class Renditions:
             where the model does not know.
         pictured: The same at another rate, for pictures that show more than what is compared; None: what is compared.
         measures: What the model itself measured of its predictions, such as a likelihood: name to values, [batch].
+        names: The recording that each item is of, for distances by file; None where the model does not know.
     """
 
     rows: Mapping[str, Tensor]
@@ -76,6 +80,7 @@ class Renditions:
     notes: Sequence[np.ndarray] | None = None
     pictured: Renditions | None = None
     measures: Mapping[str, Tensor] = field(default_factory=dict)
+    names: Sequence[str] | None = None
 
 
 class AudioEvaluation(Callback):
@@ -87,7 +92,8 @@ class AudioEvaluation(Callback):
             `vggish_relu` (weights in the layout of torchvggish), `codec` (a checkpoint of a neural codec, for its
             latents), or any name with an .onnx file. A file may be on the Hub: `hf://owner/name/FILE`.
         transcribe: Score the notes that a piano transcriber hears; about three CPU seconds a second for each row.
-        report: JSON file to write; beside the logs when null.
+        report: JSON file to write, with a table of the distance of every recording beside it as .csv; beside the logs
+            when null.
         pictures: Of so many clips, the first of process zero, the spectrograms of the recording and of every row are
             drawn beside the report; null draws three where matplotlib is installed.
     """
@@ -108,12 +114,13 @@ class AudioEvaluation(Callback):
         self._networks: list[AudioEmbedding] = []
         self._transcriber: Transcriber | None = None
         self._rows: dict[str, _RowScores] = {}
+        self._files: dict[tuple[str, str], FileGaussians] = {}
         self._remarks: list[str] = []
         self._clips = self._seconds = SumMetric()
         self._sample_rate = 0
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._rows, self._remarks, self._sample_rate = {}, [], 0
+        self._rows, self._files, self._remarks, self._sample_rate = {}, {}, [], 0
         self._clips, self._seconds = SumMetric().to(pl_module.device), SumMetric().to(pl_module.device)
         own = pl_module.test_embeddings() if isinstance(pl_module, MidiModule) else []
         networks = [*self._load_embeddings(), *(network for network in own if network.name not in self.embeddings)]
@@ -158,12 +165,15 @@ class AudioEvaluation(Callback):
         reference = outputs.reference.to(device).float()
         clips = [_content_number(row) for row in reference]
         embedded = {network.name: _embed(network, reference, rate) for network in self._networks}
+        self._update_files(TRUTH, embedded, outputs.names)
         for name, audio in outputs.rows.items():
             row = self._row(name, rate, device)
             audio = audio.to(device).float()
             row.update_sound(audio, reference)
-            for network in self._networks:
-                row.update_embedding(network.name, _embed(network, audio, rate), embedded[network.name], clips)
+            made = {network.name: _embed(network, audio, rate) for network in self._networks}
+            for network, vectors in made.items():
+                row.update_embedding(network, vectors, embedded[network], clips)
+            self._update_files(name, made, outputs.names)
             self._update_notes(row, audio, outputs)
         for name, values in outputs.measures.items():
             self._row(PREDICTION, rate, device).update_measure(name, values.to(device))
@@ -185,6 +195,11 @@ class AudioEvaluation(Callback):
         if name not in self._rows:
             self._rows[name] = _RowScores(name, sample_rate, self._networks, self._transcriber is not None, device)
         return self._rows[name]
+
+    def _update_files(self, row: str, embedded: Mapping[str, Tensor], names: Sequence[str] | None) -> None:
+        for network, vectors in embedded.items():
+            if names is not None and vectors.shape[-1] <= LARGEST_BY_FILE:
+                self._files.setdefault((row, network), FileGaussians()).update(names, vectors)
 
     def _update_notes(self, row: _RowScores, audio: Tensor, outputs: Renditions) -> None:
         if self._transcriber is not None and outputs.notes is not None:
@@ -222,8 +237,29 @@ class AudioEvaluation(Callback):
             "remarks": self._remarks,
             "scores": scores,
         }
+        by_file = self._distances_by_file()
         self._print(trainer, table(result))
-        self._write(trainer, result)
+        self._write(trainer, result, by_file)
+
+    def _distances_by_file(self) -> list[tuple[Any, ...]]:
+        """Row, recording, and its distance in each network from all recordings together; of all processes."""
+        files: dict[tuple[str, str], FileGaussians] = {}
+        for part in gathered(self._files):
+            for key, found in part.items():
+                files.setdefault(key, FileGaussians()).merge(found)
+        references = {
+            network.name: files[TRUTH, network.name].together()
+            for network in self._networks
+            # As for the distance of all.
+            if (TRUTH, network.name) in files and files[TRUTH, network.name].frames >= 2 * network.dim
+        }
+        distances: dict[tuple[str, str], dict[str, float]] = {}
+        for (row, network), found in files.items():
+            if network in references:
+                for name, distance in frechet_per_file(found.compute(), references[network]).items():
+                    distances.setdefault((row, name), {})[network] = distance
+        names = [network.name for network in self._networks]
+        return [(*key, *(of.get(name, math.nan) for name in names)) for key, of in distances.items()]
 
     def _add_remarks(self, scores: Mapping[str, Mapping[str, float]]) -> None:
         for network in self._networks:
@@ -241,12 +277,16 @@ class AudioEvaluation(Callback):
         if trainer.is_global_zero:
             print("\n".join(filter(None, [text, *self._remarks])))
 
-    def _write(self, trainer: Trainer, result: Mapping[str, Any]) -> None:
+    def _write(self, trainer: Trainer, result: Mapping[str, Any], by_file: Sequence[tuple[Any, ...]]) -> None:
         path = report_path(trainer, self.report)
         if not trainer.is_global_zero:
             return
         write_json(path, result)
         print(f"scores: {path}")
+        if by_file:
+            heading = ("row", "recording", *(f"{network.name}_fad" for network in self._networks))
+            write_csv(path.with_suffix(".csv"), heading, by_file)
+            print(f"distance of every recording: {path.with_suffix('.csv')}")
         for number, (sounds, rate) in enumerate(self._drawn, start=1):
             picture = path.with_name(f"{path.stem}_{number}.png")
             drawing.save(drawing.draw_spectrograms(sounds, rate), picture)

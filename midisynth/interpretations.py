@@ -31,7 +31,7 @@ from midisynth.music.alignment import AlignedPerformance, align
 from midisynth.music.midi import read_midi
 from midisynth.music.notes import Performance
 from midisynth.music.score_notes import Score, deadpan
-from midisynth.reports import block, report_path, write_csv, write_json
+from midisynth.reports import block, gathered, report_path, write_csv, write_json
 
 #: What the page says, in tempo and with one velocity.
 WRITTEN = "as written"
@@ -273,7 +273,7 @@ class InterpretationEvaluation(Callback):
         numbers, values = (part.cpu().numpy() for part in self._scores.compute())
         # torchmetrics makes a scalar of the number of a single piece.
         numbers = np.atleast_1d(numbers)
-        names = self._gathered_names()
+        names = {number: name for part in gathered(self._names) for number, name in part.items()}
         result = summary([names[int(number)] for number in numbers], self._scores.rows, values)
         for key in (f"{measure}_correlation" for measure in CURVES):
             value = result["scores"].get(PREDICTION, {}).get(key, math.nan)
@@ -284,14 +284,6 @@ class InterpretationEvaluation(Callback):
             if missing:
                 self._remarks.append(f"renderers.{name}: has no file for {missing} of {len(values)} pieces")
         self._write(trainer, result, values)
-
-    def _gathered_names(self) -> dict[int, str]:
-        """Names of the pieces of all processes."""
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return self._names
-        parts: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(parts, self._names)
-        return {number: name for part in parts for number, name in part.items()}
 
     def _write(self, trainer: Trainer, result: Mapping[str, Any], values: np.ndarray) -> None:
         path = report_path(trainer, self.report)

@@ -8,11 +8,23 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from lightning.pytorch import Trainer
 
 from midisynth.datasets.files import replacing
+
+Part = TypeVar("Part")
+
+
+def gathered(part: Part) -> list[Part]:
+    """What each process of a run has of something, in the order of their ranks; every process has to ask."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [part]
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, part)
+    return parts
 
 
 def block(title: str, scores: Mapping[str, Mapping[str, float]], columns: Mapping[str, str]) -> str:

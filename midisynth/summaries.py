@@ -12,13 +12,12 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 import midisynth
 from midisynth import pictures as drawing
 from midisynth.evaluation import PICTURES, PREDICTION
-from midisynth.reports import block, report_path, write_csv, write_json
+from midisynth.reports import block, gathered, report_path, write_csv, write_json
 
 
 @dataclass
@@ -93,7 +92,7 @@ class SummaryEvaluation(Callback):
             self._items.extend(outputs.items)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        items = self._gathered()
+        items = dealt(gathered(self._items))
         if not items:
             return
         path = report_path(trainer, self.report)
@@ -112,14 +111,6 @@ class SummaryEvaluation(Callback):
         if self.pictures is None:
             return PICTURES if drawing.available() else 0
         return self.pictures
-
-    def _gathered(self) -> list[Any]:
-        """Items of all processes, in the order in which they were dealt out."""
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-            return self._items
-        parts: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(parts, self._items)
-        return dealt(parts)
 
     def _write(self, path: Any, summary: Summary) -> None:
         write_json(

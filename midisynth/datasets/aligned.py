@@ -51,11 +51,11 @@ class AlignedRecord(Record):
         if path.suffix == ".match":
             return without_skipped_bars(read_match(path, score))
         if score is None:
-            raise DataError(f"{self.corpus}/{self.id} has no score")
+            raise DataError(f"{self.name} has no score")
         read = read_alignment_table if path.suffix == ".tsv" else read_parangonada
         return without_skipped_bars(read(path, score, self.performance()))
 
     def _alignment(self) -> Path:
         if self.alignment is None:
-            raise DataError(f"{self.corpus}/{self.id} has no alignment")
+            raise DataError(f"{self.name} has no alignment")
         return self.alignment

@@ -69,7 +69,8 @@ def audio_pairs(
 
     Every example is what the codec makes of the notes, and "audio", float32 [samples], or [2, samples] with two
     channels. With `context` there are also "context_audio", of the same form, what lies before, and "context_samples",
-    int64, how much of it there was: before the start of a record is silence.
+    int64, how much of it there was: before the start of a record is silence. Consecutive stretches have "name", that of
+    their record, as well.
 
     Args:
         parts: Prepared corpora.
@@ -254,7 +255,8 @@ class ConsecutiveStretches(_Stretches, Dataset[Example]):
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(f"{index} is not in 0..{len(self) - 1}")
-        return self._example(*self._place(index))
+        record, start = self._place(index)
+        return {**self._example(record, start), "name": self._records[record].record.name}
 
     def _place(self, index: int) -> tuple[int, int]:
         """The record of a stretch and its start (samples)."""

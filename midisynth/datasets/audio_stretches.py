@@ -56,8 +56,7 @@ class AudioStretches:
 
     @staticmethod
     def collate(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Join stretches into "audio" [batch, samples] float32, and a list of "notes" where there are some."""
+        """Join stretches into "audio" [batch, samples] float32, and lists of "notes" and "name" where there are."""
         batch: dict[str, Any] = {"audio": torch.stack([example["audio"] for example in examples])}
-        if "notes" in examples[0]:
-            batch["notes"] = [example["notes"] for example in examples]
-        return batch
+        lists = (name for name in ("notes", "name") if name in examples[0])
+        return batch | {name: [example[name] for example in examples] for name in lists}

@@ -219,7 +219,7 @@ def prepare(
         if error is None:
             outcome.made += 1
         elif on_error == "stop":
-            raise DataError(f"{entry.record.corpus}/{entry.record.id}: {error}")
+            raise DataError(f"{entry.record.name}: {error}")
         else:
             outcome.failures.append((entry.record.id, error))
             logger.warning("%s/%s is left out: %s", entry.record.corpus, entry.record.id, error)

@@ -55,6 +55,11 @@ class Record:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def name(self) -> str:
+        """Unique among all corpora of a run."""
+        return f"{self.corpus}/{self.id}"
+
+    @property
     def files(self) -> tuple[Path, ...]:
         """Every file behind the record, besides its stems."""
         return tuple(path for path in (self.midi, self.audio, self.score, self.labels) if path is not None)
@@ -67,7 +72,7 @@ class Record:
             MidiError: The file cannot be read.
         """
         if self.midi is None:
-            raise DataError(f"{self.corpus}/{self.id} has no MIDI file")
+            raise DataError(f"{self.name} has no MIDI file")
         return read_midi(self.midi)
 
     def waveform(self, sample_rate: int) -> Tensor:
@@ -82,7 +87,7 @@ class Record:
         """
         paths = self.stems or (self.audio,)
         if paths == (None,):
-            raise DataError(f"{self.corpus}/{self.id} has no audio file")
+            raise DataError(f"{self.name} has no audio file")
         from torch.nn.utils.rnn import pad_sequence
 
         return pad_sequence([mono_audio(path, sample_rate) for path in paths], batch_first=True).sum(dim=0)

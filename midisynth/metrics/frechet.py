@@ -71,22 +71,69 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> Tensor:
     return (first.mean - second.mean).square().sum() + traces - 2 * product.sqrt().sum()
 
 
-def frechet_per_file(
-    files: Mapping[str, Tensor], reference: Gaussian, covariance: Covariance = "sample"
-) -> dict[str, float]:
+def frechet_per_file(files: Mapping[str, Gaussian], reference: Gaussian) -> dict[str, float]:
     """Distance of every file's frames from a common reference, from the nearest to the farthest.
 
     A file has few frames: the numbers rank files, and do not compare with the distance of the whole set.
 
     Args:
-        files: Name -> embeddings [frames, dim].
+        files: Name -> Gaussian of its frames.
         reference: Of all references together.
+    """
+    distances = {name: float(frechet_distance(gaussian, reference)) for name, gaussian in files.items()}
+    return dict(sorted(distances.items(), key=lambda item: item[1]))
+
+
+class FileGaussians:
+    """Gaussians of the frames of single files, of which stretches arrive in any order and on any process.
+
+    It holds dim^2 numbers for every file.
+
+    Args:
         covariance: Convention.
     """
-    distances = {
-        name: float(frechet_distance(Gaussian.of(rows, covariance), reference)) for name, rows in files.items()
-    }
-    return dict(sorted(distances.items(), key=lambda item: item[1]))
+
+    def __init__(self, covariance: Covariance = "sample"):
+        self._covariance: Covariance = covariance
+        self._sums: dict[str, tuple[int, Tensor, Tensor]] = {}
+
+    def update(self, files: Sequence[str], embeddings: Tensor) -> None:
+        """Count frames.
+
+        Args:
+            files: [batch] names of the files that the items are from.
+            embeddings: [batch, frames, dim].
+        """
+        for name, rows in zip(files, embeddings.cpu().double(), strict=True):
+            self._add(name, len(rows), rows.sum(dim=0), rows.T @ rows)
+
+    def merge(self, other: FileGaussians) -> None:
+        """Count what was counted elsewhere."""
+        for name, sums in other._sums.items():
+            self._add(name, *sums)
+
+    def _add(self, name: str, frames: int, total: Tensor, products: Tensor) -> None:
+        if name in self._sums:
+            known = self._sums[name]
+            frames, total, products = known[0] + frames, known[1] + total, known[2] + products
+        self._sums[name] = frames, total, products
+
+    def compute(self) -> dict[str, Gaussian]:
+        """Of every file with two frames or more, by name."""
+        return {name: self._gaussian(*sums) for name, sums in self._sums.items() if sums[0] > 1}
+
+    @property
+    def frames(self) -> int:
+        """Of all files."""
+        return sum(frames for frames, _, _ in self._sums.values())
+
+    def together(self) -> Gaussian:
+        """Of the frames of all files."""
+        _, totals, products = zip(*self._sums.values(), strict=True)
+        return self._gaussian(self.frames, sum(totals), sum(products))
+
+    def _gaussian(self, frames: int, total: Tensor, products: Tensor) -> Gaussian:
+        return Gaussian.of_sums(frames, total, products, torch.zeros_like(total), self._covariance)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from pathlib import Path
@@ -15,9 +16,10 @@ from onnx_files import FRAME_SAMPLES, write_embedding
 from torch.utils.data import DataLoader, Dataset
 
 from midisynth.errors import MidisynthError
-from midisynth.evaluation import ENCODED, PREDICTION, AudioEvaluation, Renditions
+from midisynth.evaluation import ENCODED, PREDICTION, AudioEvaluation, Renditions, load_embedding
 from midisynth.main import main
 from midisynth.metrics import functional
+from midisynth.metrics.frechet import Gaussian, frechet_distance
 from midisynth.metrics.transcription import Transcriber
 from midisynth.music.notes import NOTE_DTYPE
 from midisynth.training.sampler import EvaluationSampler
@@ -36,11 +38,17 @@ class Clips(Dataset):
         return 0.1 * noise * torch.linspace(0, 1 + index % 3, SAMPLES)
 
 
+def name_of(clip: torch.Tensor) -> str:
+    """Clips are of two recordings."""
+    return "upwards" if clip[100] > 0 else "downwards"
+
+
 class Player(LightningModule):
     """Plays recordings with too much gain, and passes them through a coder that cuts off the last bits."""
 
     def test_step(self, batch: torch.Tensor, batch_idx: int) -> Renditions:
-        return Renditions({PREDICTION: 1.5 * batch, ENCODED: (64 * batch).round() / 64}, batch, RATE)
+        rows = {PREDICTION: 1.5 * batch, ENCODED: (64 * batch).round() / 64}
+        return Renditions(rows, batch, RATE, names=[name_of(clip) for clip in batch])
 
 
 class Silent(LightningModule):
@@ -106,10 +114,29 @@ def test_scores_are_those_of_the_functions(folder: Path, capsys: pytest.CaptureF
     assert "no weights for vggish and trill: see docs/evaluation.md" in printed
 
 
+def by_recording(table: Path) -> dict[tuple[str, str], float]:
+    """Row and recording -> Fréchet distance."""
+    with table.open(newline="") as file:
+        return {(line["row"], line["recording"]): float(line["tiny_fad"]) for line in csv.DictReader(file)}
+
+
+def test_distance_of_every_recording(folder: Path, report: dict):
+    network = load_embedding("tiny", str(folder / "tiny.onnx"))
+    clips = [Clips()[index] for index in range(CLIPS)]
+    everything = Gaussian.of(torch.cat([network(clip[None])[0] for clip in clips]))
+    found = by_recording(folder / "report.csv")
+    assert len(found) == 6
+    for row, gain in ((PREDICTION, 1.5), ("ground truth", 1.0)):
+        for name in ("upwards", "downwards"):
+            own = Gaussian.of(torch.cat([network(gain * clip[None])[0] for clip in clips if name_of(clip) == name]))
+            assert found[row, name] == pytest.approx(float(frechet_distance(own, everything)), rel=1e-5)
+
+
 def test_reports_are_numbered_beside_the_logs(folder: Path):
     for _ in range(2):
         evaluate(folder, Player(), report=None)
-    assert sorted(path.name for path in (folder / "lightning_logs").iterdir()) == ["test_0.json", "test_1.json"]
+    names = ("test_0.csv", "test_0.json", "test_1.csv", "test_1.json")
+    assert sorted(path.name for path in (folder / "lightning_logs").iterdir()) == list(names)
 
 
 def test_too_few_frames_are_told(folder: Path, capsys: pytest.CaptureFixture[str]):
@@ -230,6 +257,8 @@ def test_two_processes_say_what_one_says(folder: Path, report: dict):
         together = json.loads((folder / f"{rank}.json").read_text())
         assert together["clips"] == CLIPS
         assert flat(together["scores"]) == pytest.approx(flat(report["scores"]), rel=1e-6, abs=1e-9, nan_ok=True)
+        # Clips of either recording are on both processes.
+        assert by_recording(folder / f"{rank}.csv") == pytest.approx(by_recording(folder / "report.csv"), rel=1e-6)
 
 
 def test_command_line(folder: Path, capfd: pytest.CaptureFixture[str]):
@@ -240,6 +269,9 @@ def test_command_line(folder: Path, capfd: pytest.CaptureFixture[str]):
     result = json.loads((folder / "report.json").read_text())
     assert set(result["scores"]) == {PREDICTION, ENCODED}
     assert list(result["embeddings"]) == ["tiny"]
+    # One clip of the repository is for testing.
+    rows = {row for row, _ in by_recording(folder / "report.csv")}
+    assert rows == {PREDICTION, ENCODED, "ground truth"}
     assert (folder / "report_1.png").read_bytes().startswith(b"\x89PNG")
     # An untrained model on the one side, Griffin-Lim on the other.
     untrained, vocoded = (result["scores"][row] for row in (PREDICTION, ENCODED))

@@ -94,7 +94,8 @@ class TestFadtk:
         wanted = manifest["per_chunk_of_np_array_split_4"]
         chunks = np.array_split(tensors["eval"].numpy(), len(wanted))
         found = frechet_per_file(
-            {str(index): torch.from_numpy(chunk) for index, chunk in enumerate(chunks)}, Gaussian.of(tensors["ref"])
+            {str(index): Gaussian.of(torch.from_numpy(chunk)) for index, chunk in enumerate(chunks)},
+            Gaussian.of(tensors["ref"]),
         )
         assert found == pytest.approx({str(index): score for index, score in enumerate(wanted)}, rel=tolerance)
         assert list(found.values()) == sorted(found.values())

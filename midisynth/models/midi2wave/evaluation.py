@@ -50,6 +50,7 @@ def evaluate_batch(model: Midi2Wave, batch: Mapping[str, Any]) -> Renditions:
         sample_rate=model.codec.sample_rate,
         notes=batch.get("truth"),
         measures=measures,
+        names=batch.get("name"),
     )
 
 

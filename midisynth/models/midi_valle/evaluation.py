@@ -44,4 +44,5 @@ def evaluate_batch(model: MidiValle, batch: Sequence[Mapping[str, Any]]) -> Rend
         reference=torch.stack([example["audio"] for example in batch]),
         sample_rate=model.neural_codec.sample_rate,
         notes=[example["truth"] for example in batch],
+        names=[example["name"] for example in batch],
     )

@@ -178,8 +178,8 @@ class Stretches(Dataset):
     """Stretches of one length that follow each other, each after a prompt that is the end of what was before it.
 
     Examples have "rows" [note rows, columns] of prompt and stretch, "prompt_notes", how many are the prompt's, "prompt"
-    and "codes" [frames, codebooks] of either, "audio" [samples] of the stretch, and "truth" [notes] of `NOTE_DTYPE`,
-    what is struck in it.
+    and "codes" [frames, codebooks] of either, "audio" [samples] of the stretch, "truth" [notes] of `NOTE_DTYPE`, what
+    is struck in it, and "name", that of its record.
 
     Args:
         parts: Prepared corpora.
@@ -214,6 +214,7 @@ class Stretches(Dataset):
             "codes": self._cutter.codes(prepared, first, last),
             "audio": torch.nn.functional.pad(audio, (0, (last - first) * samples - len(audio))),
             "truth": self._struck(prepared, first, last),
+            "name": prepared.record.name,
         }
 
     def _struck(self, prepared: Prepared, first: int, last: int) -> np.ndarray:

@@ -268,6 +268,7 @@ class SpectrogramDiffusionCodec:
         for name in ("audio", "context_audio", "context_samples"):
             if name in examples[0]:
                 batch[name] = torch.stack([e[name] for e in examples])
-        if "truth" in examples[0]:
-            batch["truth"] = [e["truth"] for e in examples]
+        for name in ("truth", "name"):
+            if name in examples[0]:
+                batch[name] = [e[name] for e in examples]
         return batch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -45,14 +46,14 @@ def evaluate_batch(model: SpectrogramModule, batch: Mapping[str, Any]) -> Rendit
 
     Args:
         model: That is tested.
-        batch: From its codec, with "audio" and perhaps "truth".
+        batch: From its codec, with "audio" and perhaps "truth" and "name".
     """
-    conditioning = {name: values for name, values in batch.items() if name != "truth"}
+    conditioning = {name: values for name, values in batch.items() if isinstance(values, Tensor)}
     wanted = model.mel_range.inverse(model.scaled_mel(batch["audio"]))[:, : model.hparams.segment_frames]
     mels = model.sample_segments(conditioning, model.noise_source(content_generators(batch["audio"])))
     model.test_metrics.update(mels, wanted)
     model.log_dict(model.test_metrics, batch_size=len(mels))
-    return renditions(model, mels, wanted, batch["audio"], batch.get("truth"))
+    return replace(renditions(model, mels, wanted, batch["audio"], batch.get("truth")), names=batch.get("name"))
 
 
 def renditions(

@@ -23,6 +23,7 @@ def renditions(
     log_mel: LogMel,
     audio: Tensor,
     notes: Sequence[np.ndarray],
+    names: Sequence[str],
     log: Callable[[str, float], Any],
 ) -> Renditions:
     """Resynthesise recordings from their spectrograms.
@@ -37,6 +38,7 @@ def renditions(
         log_mel: Its spectrogram.
         audio: Recordings at the vocoder's rate, [batch, samples].
         notes: True notes of each.
+        names: What each is called.
         log: Takes name and value.
     """
     audio = audio.cpu()
@@ -53,4 +55,4 @@ def renditions(
         log(f"{prefix}full_band_distance", float(log_spectral_distance(full_rows[name], audio)))
         log(f"{prefix}mel_error", float(mel_error(log_mel(rows[name]), mels)))
     pictured = Renditions(full_rows, audio, vocoder.sample_rate)
-    return Renditions(rows, reference, log_mel.sample_rate, notes, pictured)
+    return Renditions(rows, reference, log_mel.sample_rate, notes, pictured, names=names)
