@@ -26,7 +26,7 @@ from midisynth.errors import PluginError, UsageError
 SHORT = {"-c": "config", "-o": "output", "-h": "help"}
 ALIASES = {"ckpt": "ckpt_path", "songs": "count"}
 # Options that take no value. A help option may take one, the class it is about.
-FLAGS = {"help", "plot", "print_config", "repair", "skip_existing", "transcribe"}
+FLAGS = {"help", "plot", "print_config", "repair", "skip_existing", "then_test", "transcribe"}
 GROUP_OF: dict[str, registry.Group] = {"model": "models", "data": "data"}
 
 

@@ -21,10 +21,11 @@ import torch
 import yaml
 from jsonargparse import Namespace, get_loader, set_loader, set_parsing_settings
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 import midisynth
 from midisynth import arguments, checkpoints, registry, render
@@ -41,6 +42,7 @@ DESCRIPTIONS = {
     "predict": "Render files, folders or patterns with a checkpoint; without one, with the model that ships.",
     "prepare": "Prepare the data of a configuration for training; a second run continues where the first stopped.",
 }
+SCORE_OPTIONS = ("embeddings", "transcribe", "renderers", "report", "pictures")
 COMMANDS = ("fit", "validate", "test", "predict")
 PARSER_MODE = "midisynth"
 # Packages whose classes a configuration may name besides those of plugins and those the user names.
@@ -126,6 +128,16 @@ class Parser(LightningArgumentParser):
         raise shorten(message, parser) from ex
 
 
+class TrainingConfig(SaveConfigCallback):
+    """Saves the configuration of a training, which every command can read."""
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, **kwargs: Any):
+        config = config.clone()
+        for name in ("then_test", *SCORE_OPTIONS):
+            config.pop(name, None)
+        super().__init__(parser, config, **kwargs)
+
+
 class MidiCLI(LightningCLI):
     """One run of one command.
 
@@ -156,7 +168,7 @@ class MidiCLI(LightningCLI):
         super().__init__(
             MidiModule,
             MidiDataModule,
-            save_config_callback=SaveConfigCallback if command == "fit" else None,
+            save_config_callback=TrainingConfig if command == "fit" else None,
             save_config_kwargs={"overwrite": True},
             trainer_defaults=defaults,
             # Rendering seeds each item by itself.
@@ -193,30 +205,8 @@ class MidiCLI(LightningCLI):
         super().add_default_arguments_to_parser(parser)
         if self.command == "prepare":
             parser.add_argument("--workers", type=int | None, default=None, help="processes; all cores when not given")
-        if self.command == "test":
-            group = parser.add_argument_group("Scores of audio")
-            group.add_argument(
-                "--embeddings",
-                type=dict[str, str | None] | None,
-                default=None,
-                help="networks for Frechet distances, by name: --embeddings.vggish FILE, --embeddings.NAME FILE.onnx",
-            )
-            group.add_argument("--transcribe", action="store_true", help="score the notes that a transcriber hears")
-            group = parser.add_argument_group("Scores of performances")
-            group.add_argument(
-                "--renderers",
-                type=dict[str, str] | None,
-                default=None,
-                help="folders of MIDI files by other renderers, named after the pieces: --renderers.NAME FOLDER",
-            )
-            group = parser.add_argument_group("Scores")
-            group.add_argument("--report", type=str | None, default=None, help="JSON file for the scores")
-            group.add_argument(
-                "--pictures",
-                type=int | None,
-                default=None,
-                help="clips or pieces to draw; 3 where matplotlib is installed",
-            )
+        if self.command in ("fit", "test"):
+            self._add_score_options(parser)
         if self.command != "predict":
             return
         group = parser.add_argument_group("Inputs and outputs")
@@ -229,7 +219,12 @@ class MidiCLI(LightningCLI):
         group.add_argument("--count", type=int, default=1, help="outputs for each input, or pieces to compose")
         group.add_argument("--plot", action="store_true", help="draw a picture beside each output")
         group.add_argument("--seed", type=int, default=0, help="the same seed gives the same output")
-        group.add_argument("--batch_size", type=int, default=1, help="inputs that are rendered together")
+        group.add_argument(
+            "--batch_size",
+            type=int | None,
+            default=None,
+            help="inputs or pieces that are made together; 1, or more for models that compose, when not given",
+        )
         group.add_argument("--skip_existing", action="store_true", help="leave finished outputs alone")
         group.add_argument(
             "--on_error", type=Literal["continue", "stop"], default="continue", help="what to do when an input fails"
@@ -237,6 +232,47 @@ class MidiCLI(LightningCLI):
         group.add_argument("--repair", action="store_true", help="read what is left of damaged files")
         group.add_argument(
             "--max_duration", type=float, default=7200.0, help="longest input that is accepted (seconds)"
+        )
+
+    def _add_score_options(self, parser: LightningArgumentParser) -> None:
+        fitting = self.command == "fit"
+        condition = ", with --then_test" if fitting else ""
+        # What belongs to a test has no place in the configuration of a training, which other commands read as well.
+        absent = SUPPRESS if fitting else None
+        if fitting:
+            parser.add_argument(
+                "--then_test",
+                action="store_true",
+                default=SUPPRESS,
+                help="test the best checkpoint, or the last weights where nothing is monitored, with the next options",
+            )
+        group = parser.add_argument_group(f"Scores of audio{condition}")
+        group.add_argument(
+            "--embeddings",
+            type=dict[str, str | None] | None,
+            default=absent,
+            help="networks for Frechet distances, by name: --embeddings.vggish FILE, --embeddings.NAME FILE.onnx",
+        )
+        group.add_argument(
+            "--transcribe",
+            action="store_true",
+            default=SUPPRESS if fitting else False,
+            help="score the notes that a transcriber hears",
+        )
+        group = parser.add_argument_group(f"Scores of performances{condition}")
+        group.add_argument(
+            "--renderers",
+            type=dict[str, str] | None,
+            default=absent,
+            help="folders of MIDI files by other renderers, named after the pieces: --renderers.NAME FOLDER",
+        )
+        group = parser.add_argument_group(f"Scores{condition}")
+        group.add_argument("--report", type=str | None, default=absent, help="JSON file for the scores")
+        group.add_argument(
+            "--pictures",
+            type=int | None,
+            default=absent,
+            help="clips or pieces to draw; 3 where matplotlib is installed",
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -305,17 +341,49 @@ class MidiCLI(LightningCLI):
         if config.get("enable_progress_bar") in (None, True) and not any(isinstance(c, ProgressBar) for c in callbacks):
             # For predict, rendering puts its own in the place of this one.
             callbacks.append(RichProgressBar() if sys.stdout.isatty() else PlainProgress())
-        if self.command == "test":
-            from midisynth.evaluation import AudioEvaluation
-            from midisynth.interpretations import InterpretationEvaluation
-            from midisynth.summaries import SummaryEvaluation
-
-            options = self.config.test
-            callbacks.append(AudioEvaluation(options.embeddings, options.transcribe, options.report, options.pictures))
-            callbacks.append(InterpretationEvaluation(options.renderers, options.report, options.pictures))
-            callbacks.append(SummaryEvaluation(options.report, options.pictures))
+        if self.command == "test" or self._tests_later:
+            callbacks += self._evaluations()
         config["callbacks"] = callbacks
         return super().instantiate_trainer(**kwargs)
+
+    @property
+    def _tests_later(self) -> bool:
+        """Whether fit shall end with a test.
+
+        Raises:
+            UsageError: It shall not, but has options for one.
+        """
+        if self.command != "fit":
+            return False
+        if self.config.fit.get("then_test"):
+            return True
+        if given := [name for name in SCORE_OPTIONS if name in self.config.fit]:
+            raise UsageError(f"{given[0]}: fit tests nothing without --then_test")
+        return False
+
+    def _evaluations(self) -> list[Callback]:
+        from midisynth.evaluation import AudioEvaluation
+        from midisynth.interpretations import InterpretationEvaluation
+        from midisynth.summaries import SummaryEvaluation
+
+        options = {name: self.config[self.command].get(name) for name in SCORE_OPTIONS}
+        where = {"report": options["report"], "pictures": options["pictures"]}
+        return [
+            AudioEvaluation(options["embeddings"], bool(options["transcribe"]), **where),
+            InterpretationEvaluation(options["renderers"], **where),
+            SummaryEvaluation(**where),
+        ]
+
+    def after_fit(self) -> None:
+        """Test what was trained, if that was asked for; training that was interrupted does not come here."""
+        if not self._tests_later:
+            return
+        saved = self.trainer.checkpoint_callback
+        best = saved.best_model_path if isinstance(saved, ModelCheckpoint) and saved.monitor is not None else ""
+        if best:
+            checkpoints.load_weights(self.model, best)
+        rank_zero_info(f"testing {best or 'the weights at the end of training'}")
+        self.trainer.test(self.model, datamodule=self.datamodule)
 
     def after_instantiate_classes(self) -> None:
         """Introduce the data module to the model and load the weights."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,29 @@ def test_fit_goes_on_from_a_checkpoint(midisynth, fitted: Path, music: Path, tmp
     assert other.code == 1
     assert str(fitted) in other.error
     assert "network.0.weight" in other.error
+
+
+def test_fit_then_test(midisynth, music: Path, tmp_path: Path):
+    """Steps that are too large make each epoch worse than the one before: the best checkpoint is not the last."""
+    options = [{"monitor": "val/loss", "filename": "best"}, {"filename": "end"}]
+    saved = [{"class_path": "ModelCheckpoint", "init_args": chosen} for chosen in options]
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": saved}}))
+    words = ("--config=toy_tones/tiny", "--config=c.yaml", "--data=tones", f"--data.root={music}", *ON_CPU)
+    words += ("--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=1000", "--trainer.max_epochs=3")
+    result = midisynth("fit", *words, "--then_test", "--pictures=0")
+    assert result.code == 0, result.err
+    (checkpoint,), (end,) = tmp_path.rglob("best.ckpt"), tmp_path.rglob("end.ckpt")
+    assert re.search(r"testing .*best.ckpt$", result.err, re.MULTILINE)
+
+    def loss(text: str) -> str:
+        return next(line for line in text.splitlines() if "test/loss" in line)
+
+    # The configuration that was saved is that of the training alone, so that other commands can read it.
+    config = f"--config={checkpoint.parents[1] / 'config.yaml'}"
+    assert loss(result.out) == loss(midisynth("test", config, f"--ckpt={checkpoint}").out)
+    assert loss(result.out) != loss(midisynth("test", config, f"--ckpt={end}").out)
+    useless = midisynth("fit", *words, "--report=r.json")
+    assert (useless.code, useless.error) == (2, "report: fit tests nothing without --then_test")
 
 
 @pytest.mark.parametrize("command", ["validate", "test"])
