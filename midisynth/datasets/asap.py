@@ -7,7 +7,6 @@ Peter et al., "Automatic Note-Level Score-to-Performance Alignments in the ASAP 
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import ClassVar
 
 from midisynth.datasets.aligned import AlignedRecord
 from midisynth.datasets.corpus import Corpus
+from midisynth.datasets.files import read_table
 from midisynth.datasets.pieces import by_composers, piece_name, split_pieces
 from midisynth.errors import DataError
 
@@ -62,7 +62,7 @@ class Asap(Corpus):
         Raises:
             DataError: The table is not what it should be, or scores or performances that it names are missing.
         """
-        rows = self._rows()
+        rows = read_table(self.root / TABLE, _COLUMNS, ": it is not (n)ASAP of version 2")
         found = [record for record in map(self._record, rows) if record is not None]
         missing = [path for record in found for path in (record.midi, record.score) if not path.is_file()]
         if missing:
@@ -76,20 +76,6 @@ class Asap(Corpus):
             logger.info("asap: %d of %d performances have no usable alignment", len(rows) - len(found), len(rows))
         records = sorted(by_composers(found, self.composers), key=lambda record: record.id)
         return split_pieces(records, self.test_pieces, self.validation_pieces)
-
-    def _rows(self) -> list[Mapping[str, str]]:
-        table = self.root / TABLE
-        try:
-            with open(table, encoding="utf-8", newline="") as file:
-                rows = list(csv.DictReader(file))
-        except OSError as error:
-            raise DataError(f"asap: {table} cannot be read ({error.strerror})") from error
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"asap: {table} is damaged ({error}); fetch it again") from error
-        absent = [name for name in _COLUMNS if name not in (rows[0] if rows else {})]
-        if absent:
-            raise DataError(f"asap: {table} has no column '{absent[0]}': it is not (n)ASAP of version 2")
-        return rows
 
     def _record(self, row: Mapping[str, str]) -> AlignedRecord | None:
         robust = row.get("robust_note_alignment") in ("1", "1.0")

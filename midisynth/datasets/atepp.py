@@ -5,7 +5,6 @@ H. Zhang et al., "ATEPP: A Dataset of Automatically Transcribed Expressive Piano
 
 from __future__ import annotations
 
-import csv
 import logging
 from collections import Counter
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from typing import ClassVar
 
 from midisynth.datasets.aligned import AlignedRecord
 from midisynth.datasets.corpus import Corpus
+from midisynth.datasets.files import read_table
 from midisynth.datasets.pieces import by_composers, piece_name, split_pieces
 from midisynth.errors import DataError
 
@@ -63,7 +63,7 @@ class Atepp(Corpus):
         Raises:
             DataError: The table is not what it should be, or no performance is usable.
         """
-        rows = self._rows()
+        rows = read_table(self._table(), _COLUMNS)
         complete = [record for record in map(self._record, rows) if record is not None]
         found = [record for record in complete if match_ratio(record.alignment) >= self.min_match_ratio]
         if not found:
@@ -75,21 +75,12 @@ class Atepp(Corpus):
         records = sorted(by_composers(found, self.composers), key=lambda record: record.id)
         return split_pieces(records, self.test_pieces, self.validation_pieces)
 
-    def _rows(self) -> list[Mapping[str, str]]:
+    def _table(self) -> Path:
+        """The newest."""
         tables = sorted(self.root.glob("ATEPP*.csv"))
         if not tables:
             raise DataError(f"atepp: no ATEPP*.csv in {self.root}")
-        try:
-            with open(tables[-1], encoding="utf-8-sig", newline="") as file:
-                rows = list(csv.DictReader(file))
-        except OSError as error:
-            raise DataError(f"atepp: {tables[-1]} cannot be read ({error.strerror})") from error
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"atepp: {tables[-1]} is damaged ({error}); fetch it again") from error
-        absent = [name for name in _COLUMNS if name not in (rows[0] if rows else {})]
-        if absent:
-            raise DataError(f"atepp: {tables[-1]} has no column '{absent[0]}'")
-        return rows
+        return tables[-1]
 
     def _record(self, row: Mapping[str, str]) -> AlignedRecord | None:
         midi = self.root / row["midi_path"]
@@ -123,9 +114,5 @@ class Atepp(Corpus):
 
 def match_ratio(alignment: Path) -> float:
     """Share of matches among matches, deletions and insertions of a table of Parangonada (0..1)."""
-    try:
-        with open(alignment, encoding="utf-8-sig", newline="") as file:
-            kinds = Counter(row.get("matchtype") for row in csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"atepp: {alignment} cannot be read ({error})") from error
+    kinds = Counter(row["matchtype"] for row in read_table(alignment, ["matchtype"]))
     return kinds["0"] / max(kinds.total(), 1)

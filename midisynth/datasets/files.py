@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+from midisynth.errors import DataError
 
 
 @contextmanager
@@ -20,6 +23,32 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_table(path: Path, columns: Sequence[str], hint: str = "") -> list[dict[str, str]]:
+    """Rows of a CSV file with a line of names.
+
+    Args:
+        path: The file.
+        columns: Names that it must have.
+        hint: Follows the text of an error about columns.
+
+    Raises:
+        DataError: It cannot be read, has no rows, or lacks a column.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: is damaged ({error}); fetch it again") from error
+    if not rows:
+        raise DataError(f"{path}: has no rows")
+    absent = [name for name in columns if name not in rows[0]]
+    if absent:
+        raise DataError(f"{path}: has no column '{absent[0]}'{hint}")
+    return rows
 
 
 def cache_folder() -> Path:

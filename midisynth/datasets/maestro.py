@@ -5,13 +5,13 @@ C. Hawthorne et al., "Enabling Factorized Piano Music Modeling and Generation wi
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 from midisynth.datasets.corpus import Corpus, Record, Split
+from midisynth.datasets.files import read_table
 from midisynth.errors import DataError
 
 COLUMNS = ("canonical_composer", "canonical_title", "split", "midi_filename", "audio_filename")
@@ -59,11 +59,11 @@ class Maestro(Corpus):
         raise DataError(f"maestro: no maestro-v*.json, maestro-v*.csv or metadata.csv in {self.root}")
 
     def _rows(self) -> list[Mapping[str, Any]]:
+        if self.table.suffix.lower() == ".csv":
+            return read_table(self.table, COLUMNS)
         try:
-            with open(self.table, encoding="utf-8", newline="") as file:
-                rows = (
-                    list(csv.DictReader(file)) if self.table.suffix.lower() == ".csv" else _json_rows(json.load(file))
-                )
+            with open(self.table, encoding="utf-8") as file:
+                rows = _json_rows(json.load(file))
         except OSError as error:
             raise DataError(f"maestro: {self.table} cannot be read ({error.strerror})") from error
         except ValueError as error:
