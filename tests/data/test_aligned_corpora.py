@@ -218,7 +218,7 @@ def test_asap_is_not_as_it_should_be(asap: Path):
     with pytest.raises(DataError, match="is damaged"):
         Asap(str(asap)).records()
     (asap / "metadata.csv").unlink()
-    with pytest.raises(DataError, match=r"metadata\.csv cannot be read \(No such file"):
+    with pytest.raises(DataError, match=r"metadata\.csv: cannot be read \(No such file"):
         Asap(str(asap)).records()
 
 
