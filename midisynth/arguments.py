@@ -316,10 +316,12 @@ def _expand_corpus(corpus: str, options: Sequence[tuple[str, str | None]], modul
 def _expand_corpora(
     options: Iterable[tuple[str, str | None]], configs: Sequence[ConfigFile]
 ) -> Iterator[tuple[str, str | None]]:
-    """Join `--data.corpora.NAME.OPTION value` into the one mapping of all corpora that jsonargparse takes.
+    """Join `--data.corpora.NAME value` and `.NAME.OPTION value` into the one mapping of all corpora that jsonargparse
+    takes.
 
     It replaces the mapping of a configuration, so it starts with what is there.
     """
+    whole: dict[str, Any] = {}
     chosen: dict[str, dict[str, str | None]] = {}
     corpora = _configured_corpora(configs)
     for key, value in options:
@@ -327,14 +329,19 @@ def _expand_corpora(
         if len(parts) == 4 and parts[:2] == ["data", "corpora"]:
             chosen.setdefault(parts[2], {})[parts[3]] = value
             continue
+        if len(parts) == 3 and parts[:2] == ["data", "corpora"] and value is not None:
+            loaded = yaml.safe_load(value)
+            whole[parts[2]] = loaded if loaded is None or isinstance(loaded, dict) else value
+            continue
         if key == "data.corpora" and isinstance(typed := yaml.safe_load(value or ""), dict):
             corpora = typed
         yield key, value
+    corpora |= whole
     for name, values in chosen.items():
         known = corpora.get(name) or {}
         known = {"root": known} if isinstance(known, str) else known
         corpora[name] = known | _corpus_options(registry.entry("corpora", name), values)
-    if chosen:
+    if chosen or whole:
         yield "data.corpora", json.dumps(corpora)
 
 

@@ -112,7 +112,7 @@ def _expectation(text: str, message: str) -> str:
     literals: list[str] = []
     for kind, _ in found:
         if literal := re.fullmatch(r"typing\.Literal\[(.*)\]", kind):
-            literals += re.findall(r"'([^']*)'", literal[1])
+            literals += [text or number for text, number in re.findall(r"'([^']*)'|(-?\d+)", literal[1])]
         else:
             names.append(re.sub(r"<class '([^']+)'>", r"\1", kind))
     expected = " or ".join([f"one of {', '.join(literals)}"] * bool(literals) + names)

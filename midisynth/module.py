@@ -147,6 +147,7 @@ class MidiModule(LightningModule):
         needs_input: False for a composer, which predicts without an input file.
         draws: Whether `render` draws a figure when `plot` is set.
         plot: Draw figures; `predict` sets it.
+        items_at_once: Items that `predict` renders together, unless it is told a batch size.
         published_files: Patterns of the files of a Hub repository that `read_published` needs; none where there is no
             such repository.
         codec: Music to tensors; see `Codec`.
@@ -157,6 +158,7 @@ class MidiModule(LightningModule):
     needs_input: ClassVar[bool] = True
     draws: ClassVar[bool] = False
     plot: bool = False
+    items_at_once: ClassVar[int] = 1
     published_files: ClassVar[tuple[str, ...]] = ()
     codec: Codec
 
@@ -195,6 +197,10 @@ class MidiModule(LightningModule):
             midisynth.errors.CheckpointError: Its hyper-parameter names nothing that can be loaded.
         """
         return self._parts.get(name)
+
+    def part_content(self, name: str) -> bytes | None:
+        """The bytes that a checkpoint carries of the component declared as `name`; None for one that ships."""
+        return self._parts.stored(name)
 
     def parts_state(self) -> dict[str, dict[str, Any]]:
         """What a checkpoint stores of the parts."""

@@ -83,15 +83,18 @@ class Parts:
         carried = self._carried.get(name)
         return carried.content if carried is not None and carried.reference == self._reference(name) else None
 
+    def stored(self, name: str) -> bytes | None:
+        """What a checkpoint has to carry of the part: what one carried, or its reader reads; None if it ships."""
+        content = self.content(name)
+        return self._readers[name](self._reference(name)) if content is None else content
+
     def state(self) -> dict[str, dict[str, Any]]:
         """What a checkpoint stores: for each part its reference, a SHA-256, and the bytes [bytes] uint8 it carries."""
         return {name: self._describe(name) for name in self._loaders}
 
     def _describe(self, name: str) -> dict[str, Any]:
         reference = self._reference(name)
-        content = self.content(name)
-        if content is None:
-            content = self._readers[name](reference)
+        content = self.stored(name)
         if content is None:
             shipped = weights.find(reference)
             return {"reference": reference, "sha256": None if shipped is None else shipped.sha256}

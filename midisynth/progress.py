@@ -95,5 +95,5 @@ class InterruptedCheckpoint(Callback):
             return
         folder = trainer.checkpoint_callback.dirpath if trainer.checkpoint_callback is not None else None
         path = Path(folder or trainer.default_root_dir) / "interrupted.ckpt"
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         print(f"saved {path}; go on with --ckpt_path {path}", file=sys.stderr)

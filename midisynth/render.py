@@ -46,7 +46,7 @@ def predict(
     count: int = 1,
     plot: bool = False,
     seed: int = 0,
-    batch_size: int = 1,
+    batch_size: int | None = None,
     skip_existing: bool = False,
     on_error: Literal["continue", "stop"] = "continue",
     max_duration_sec: float = MAX_DURATION_SEC,
@@ -63,7 +63,7 @@ def predict(
         count: Outputs for each input, or pieces to compose.
         plot: Draw a picture beside each output.
         seed: The same seed gives the same output, whatever else is rendered in the same run.
-        batch_size: Inputs that are rendered together.
+        batch_size: Inputs that are rendered together; None leaves it to the model, see `MidiModule.items_at_once`.
         skip_existing: Leave out outputs that exist; they are complete, because unfinished ones have other names.
         on_error: "stop" starts no further batch after an item has failed (in the process that it failed in).
         max_duration_sec: Longest input that is accepted (seconds).
@@ -77,6 +77,7 @@ def predict(
     Raises:
         UsageError: The inputs or the output do not fit the model.
     """
+    batch_size = model.items_at_once if batch_size is None else batch_size
     if batch_size < 1 or count < 1:
         raise UsageError(f"{'batch_size' if batch_size < 1 else 'count'} must be at least 1")
     if not max_duration_sec > 0:

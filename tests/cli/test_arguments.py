@@ -95,6 +95,11 @@ def test_an_option_of_a_corpus_keeps_the_others_of_the_configuration(tmp_path: P
     words = expanded(f"--config={config}", "--data.corpora.tones.root=y", "--data.corpora.rendered.clips=5").words()
     corpora = {"tones": {"root": "y", "weight": 2.0}, "rendered": {"root": "z", "clips": 5}}
     assert f"--data.corpora={json.dumps(corpora)}" in words
+    for order in (1, -1):
+        typed = ("--data.corpora.tones=null", "--data.corpora.rendered=a", "--data.corpora.rendered.clips=5")[::order]
+        words = expanded(f"--config={config}", *typed).words()
+        left = {"tones": None, "rendered": {"root": "a", "clips": 5}}
+        assert f"--data.corpora={json.dumps(left)}" in words
 
 
 def test_a_corpus_needs_a_model():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from midisynth.audio.vocoder import GriffinLim
 from midisynth.checkpoints import load_model, save_weights
 from midisynth.errors import CheckpointError
 from midisynth.module import Item, MidiModule, Noise
+from midisynth.stored_parts import store_part
 from midisynth.testing_inputs import example_inputs
 from midisynth.vocoders import load_vocoder, read_vocoder
 
@@ -125,3 +127,24 @@ def test_what_is_no_vocoder_for_this_model(saved, tmp_path):
     stranger = content.replace(b"midisynth.models.vocoder.NeuralVocoder", b"strangers.models.vocoder.NeuralVocoder")
     with pytest.raises(CheckpointError, match=r"refused: its model is 'strangers"):
         load_vocoder("gone", content=stranger, **SPECTROGRAM)
+
+
+def test_a_part_lies_in_one_file_for_all_processes(vocoder, saved, tmp_path):
+    """Named after what is in it, whether a checkpoint carried it, a folder has it, or the package."""
+    folder = tmp_path / "cache" / "data"
+    found = store_part(synthesizer(saved), "vocoder", folder)
+    assert [found.path] == list(folder.iterdir())
+    assert found.path.name == f"vocoder-{found.digest[:16]}.safetensors"
+    written = found.path.stat().st_mtime_ns
+    path = checkpoint_of(synthesizer(saved), tmp_path / "model.ckpt")
+    shutil.rmtree(saved)
+    assert store_part(load_model(path), "vocoder", folder) == found
+    assert found.path.stat().st_mtime_ns == written
+    part = pickle.loads(pickle.dumps(found)).load()
+    assert part is found.load()
+    assert not part.training
+    mel = torch.rand(20, 128)
+    torch.testing.assert_close(part(mel), vocoder(mel), rtol=0, atol=0)
+    shipped = store_part(synthesizer("vocoder_piano"), "vocoder", folder)
+    assert shipped.digest != found.digest
+    assert shipped.load().hparams == load_model("vocoder_piano").hparams
