@@ -23,8 +23,8 @@ from torch import Tensor
 
 from midisynth.audio.io import FORMATS
 from midisynth.datasets.files import replacing
+from midisynth.embeddings import load_embedding
 from midisynth.errors import MidisynthError, UsageError
-from midisynth.evaluation import load_embedding
 from midisynth.metrics.embeddings import AudioEmbedding, embed_file
 from midisynth.metrics.frechet import Gaussian, frechet_distance, frechet_infinity, frechet_per_file
 

@@ -9,26 +9,23 @@ from __future__ import annotations
 
 import hashlib
 import math
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from torchmetrics import MeanMetric, Metric, SumMetric
+from torchmetrics import Metric, SumMetric
 
 import midisynth
 from midisynth import pictures as drawing
 from midisynth.audio.backend import functional as resampling
-from midisynth.audio.neural_codec import NeuralCodec
-from midisynth.checkpoints import load_model
-from midisynth.errors import CheckpointError, MidisynthError
-from midisynth.metrics.embeddings import AudioEmbedding, CodecEmbedding, CrepeEmbedding, OnnxEmbedding
+from midisynth.embeddings import load_embedding
+from midisynth.errors import MidisynthError
+from midisynth.metrics.embeddings import AudioEmbedding, CrepeEmbedding
 from midisynth.metrics.frechet import FileGaussians, FrechetAudioDistance, frechet_per_file
 from midisynth.metrics.scores import (
     ChromaError,
@@ -37,12 +34,11 @@ from midisynth.metrics.scores import (
     NoteScores,
     ReconstructionDistance,
     SpectralConvergence,
+    Spread,
 )
 from midisynth.metrics.transcription import Transcriber
-from midisynth.metrics.vggish import Vggish
 from midisynth.module import MidiModule
 from midisynth.reports import block, gathered, report_path, write_csv, write_json
-from midisynth.tensor_files import file_sha256, read_tensors
 
 PREDICTION = "prediction"
 #: The recording through the frozen end of the model, such as a vocoder: no prediction can be expected to be better.
@@ -334,7 +330,7 @@ class _RowScores:
     def update_measure(self, name: str, values: Tensor) -> None:
         if name not in self.metrics:
             self.measures.append(name)
-            self.metrics[name] = MeanMetric().to(self._device)
+            self.metrics[name] = Spread().to(self._device)
         self.metrics[name].update(values)
 
     def compute(self) -> dict[str, float]:
@@ -342,7 +338,9 @@ class _RowScores:
         values: dict[str, float] = {}
         for name, metric in self.metrics.items():
             value = metric.compute()
-            if isinstance(value, Mapping):
+            if name in self.measures:
+                values[name], values[f"{name}_sd"] = map(float, value)
+            elif isinstance(value, Mapping):
                 prefix = "note" if name == "notes" else name
                 values |= {f"{prefix}_{key}": float(part) for key, part in value.items()}
             else:
@@ -357,50 +355,6 @@ def _content_number(audio: Tensor) -> int:
 
 def _embed(network: AudioEmbedding, audio: Tensor, sample_rate: int) -> Tensor:
     return network(resampling.resample(audio, sample_rate, network.sample_rate))
-
-
-def load_embedding(name: str, reference: str) -> AudioEmbedding:
-    """Build an embedding network.
-
-    Args:
-        name: What its numbers are called; "crepe", "codec", "vggish" and "vggish_relu" choose a network as well.
-        reference: The capacity of crepe, a checkpoint of a neural codec, or a file: the path of one, or
-            `hf://owner/name/FILE` on the Hub.
-
-    Raises:
-        MidisynthError: It cannot be loaded.
-    """
-    if name == "crepe":
-        return CrepeEmbedding(reference)
-    if name == "codec":
-        codec = load_model(reference)
-        if not isinstance(codec, NeuralCodec):
-            raise CheckpointError(f"embeddings.codec: {reference} is a {type(codec).__name__}, not a neural codec")
-        return CodecEmbedding(codec, name, f"{type(codec).__name__} {reference}")
-    path = _download(reference) if reference.startswith("hf://") else Path(reference).expanduser()
-    if path.suffix == ".onnx":
-        return OnnxEmbedding(path, name)
-    if name in ("vggish", "vggish_relu"):
-        with torch.device("meta"):
-            network = Vggish(final_relu=name == "vggish_relu")
-        tensors = read_tensors(path, legacy=True)
-        network.load(tensors, f"{path.name}, SHA-256 {file_sha256(path)[:12]}")
-        return network
-    raise CheckpointError(f"embeddings.{name}: {reference}: expected an .onnx file; only vggish takes other weights")
-
-
-def _download(reference: str) -> Path:
-    match = re.fullmatch(r"hf://([\w.-]+/[\w.-]+)/([\w./-]+)(?:@([\w.-]+))?", reference)
-    if match is None:
-        raise CheckpointError(f"{reference}: expected hf://owner/name/FILE or hf://owner/name/FILE@revision")
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(match[1], match[2], revision=match[3]))
-    # It raises errors of its own, of its HTTP client and of the system, without a common base.
-    except Exception as error:
-        cause = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{reference}: cannot be downloaded: {type(error).__name__}: {cause}") from error
 
 
 def table(result: Mapping[str, Any]) -> str:
@@ -429,9 +383,12 @@ def table(result: Mapping[str, Any]) -> str:
             f"{name}_frames": "N",
         }
         blocks.append(block(about, scores, columns))
-    blocks.append(
-        block("what the model measures itself", scores, {name: name.replace("_", " ") for name in result["measures"]})
-    )
+    measures = {
+        key: heading
+        for name in result["measures"]
+        for key, heading in ((name, name.replace("_", " ")), (f"{name}_sd", "sd of clips"))
+    }
+    blocks.append(block("what the model measures itself", scores, measures))
     columns = {
         "note_precision": "precision",
         "note_recall": "recall",

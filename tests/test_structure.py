@@ -27,11 +27,13 @@ SHARED = {"music", "nn", "diffusion", "generation", "audio", "metrics", "trainin
 # The contract and what carries it out; they may know each other, and everything shared.
 RUN_TIME = {
     *("module", "data_module", "render", "checkpoints", "registry", "inputs", "outputs", "parts", "tensor_files"),
+    "stored_parts",
     *(
         "weights",
         "render_progress",
         "render_report",
         "evaluation",
+        "embeddings",
         "pictures",
         "vocoders",
         "reports",

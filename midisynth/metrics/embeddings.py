@@ -133,8 +133,9 @@ class CodecEmbedding(AudioEmbedding):
         self.sample_rate = codec.sample_rate
         self.frames_per_sec = codec.sample_rate / codec.hop
         self.eval().requires_grad_(False)
+        device = next((parameter.device for parameter in self.parameters()), None)
         with torch.no_grad():
-            self.dim = codec.latents(torch.zeros(1, codec.hop)).shape[2]
+            self.dim = codec.latents(torch.zeros(1, codec.hop, device=device)).shape[2]
 
     def forward(self, audio: Tensor) -> Tensor:
         return self.codec.latents(audio[:, : round(self.max_sec * self.sample_rate)])

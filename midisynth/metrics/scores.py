@@ -37,6 +37,32 @@ class _Mean(Metric):
         return self.total / self.count
 
 
+class Spread(Metric):
+    """Mean of items, and their standard deviation: how far the next item is from it as a rule."""
+
+    full_state_update = False
+    total: Tensor
+    squares: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("total", "squares", "count"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, values: Tensor) -> None:
+        """Args: values: [items]."""
+        self.total += values.double().sum()
+        self.squares += values.double().square().sum()
+        self.count += len(values)
+
+    def compute(self) -> tuple[Tensor, Tensor]:
+        """Both; NaN for the deviation of fewer than two."""
+        mean = self.total / self.count
+        variance = (self.squares - self.count * mean.square()).clamp(min=0) / (self.count - 1)
+        return mean, variance.sqrt() if self.count > 1 else torch.full_like(mean, torch.nan)
+
+
 class LogSpectralDistance(_Mean):
     """Mean over items of `functional.log_spectral_distance` (nats).
 

@@ -13,8 +13,8 @@ from onnx_files import write_embedding
 from safetensors.torch import save_file
 from torch import nn
 
+from midisynth.embeddings import load_embedding
 from midisynth.errors import CheckpointError, MidisynthError
-from midisynth.evaluation import load_embedding
 from midisynth.metrics.embeddings import CrepeEmbedding, OnnxEmbedding
 from midisynth.metrics.vggish import Vggish, VggishFrontEnd
 

@@ -15,8 +15,9 @@ from lightning.pytorch import LightningModule, Trainer
 from onnx_files import FRAME_SAMPLES, write_embedding
 from torch.utils.data import DataLoader, Dataset
 
+from midisynth.embeddings import load_embedding
 from midisynth.errors import MidisynthError
-from midisynth.evaluation import ENCODED, PREDICTION, AudioEvaluation, Renditions, load_embedding
+from midisynth.evaluation import ENCODED, PREDICTION, AudioEvaluation, Renditions
 from midisynth.main import main
 from midisynth.metrics import functional
 from midisynth.metrics.frechet import Gaussian, frechet_distance
