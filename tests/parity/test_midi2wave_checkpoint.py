@@ -16,7 +16,7 @@ from torch import nn
 
 from midisynth.errors import CheckpointError
 from midisynth.models.midi2wave import Midi2Wave
-from midisynth.models.midi2wave.checkpoint import read_networks, read_published
+from midisynth.models.midi2wave.checkpoint import read_decoder, read_networks, read_published
 from midisynth.tensor_files import Inert, load_state, read_checkpoint
 
 
@@ -51,7 +51,7 @@ def saved_long_ago(published, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "nn", types.ModuleType("nn"))
         monkeypatch.setitem(sys.modules, stranger.__name__, stranger)
         model = revived(read_checkpoint(published, inert=True)["model"], stranger.WavenetAutoencoder)
-        change(model)
+        model = change(model) or model
         path = tmp_path / "wavenet_1"
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the class has no source that could be stored
@@ -81,13 +81,38 @@ def test_an_autoencoder(fixture, published):
         }
 
 
+@torch.no_grad()
 def test_a_decoder_alone(parity_root, fixture):
+    """It cannot play without its encoder, but whoever knows what conditions it, or exports it, can have the network."""
     path = parity_root("midi2wave") / fixture.manifest["second_file"].split(":")[0]
     found = read_networks(path)
     assert found.encoder is None
-    network(found.decoder.config, found.decoder.state)
-    with pytest.raises(CheckpointError, match="decoder alone"):
+    channels = found.decoder.config["n_cond_channels"]
+    codes, z = torch.randint(found.decoder.config["n_in_channels"], (1, 24)), torch.randn(1, channels, 24)
+    assert torch.equal(read_decoder(path)(codes, z), network(found.decoder.config, found.decoder.state)(codes, z))
+    with pytest.raises(CheckpointError, match=f"without the encoder that makes the {channels} channels"):
         read_published(path)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("rows", "old"), [(88, False), (89, True)])
+def test_a_decoder_that_is_conditioned_on_the_roll(fixture, saved_long_ago, rows, old):
+    """As the original trained it without an encoder: every tick of the roll conditions its own samples."""
+
+    def change(model: nn.Module) -> nn.Module:
+        decoder = model.wavenet
+        matrix = decoder.cond_layers.conv
+        matrix.weight = nn.Parameter(torch.randn(len(matrix.weight), rows, 1))
+        if old:
+            del decoder.__dict__["res_block_gain"]
+        return decoder
+
+    path = saved_long_ago(change)
+    model = Midi2Wave.load_published(path).eval()
+    assert (model.hparams.roll, model.hparams.pedal) == (("onset", "row") if old else ("sustained", "none"))
+    roll, found = torch.rand(1, rows, fixture["midi"].shape[-1]), read_networks(path).decoder
+    expected = network(found.config, found.state)(fixture["audio"], roll)
+    assert_close(model.logits(fixture["audio"], roll), expected, 1e-6)
 
 
 def test_the_container_before_torch_1_6(fixture, saved_long_ago):

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
+
+from midisynth.errors import UsageError
 
 #: Which half of the network a step changes.
 Half = Literal["encoder", "decoder", "both"]
@@ -39,6 +41,9 @@ class AggressiveTraining:
     Attributes:
         half: What the next step changes.
         aggressive: Whether the phase lasts.
+
+    Raises:
+        UsageError: There is no such rule, or it counts nothing.
     """
 
     def __init__(
@@ -49,6 +54,10 @@ class AggressiveTraining:
         tolerance: float = 0.0,
         longest: int = 100,
     ):
+        if criterion not in get_args(Criterion):
+            raise UsageError(f"aggressive.criterion is {criterion!r}: choose one of {', '.join(get_args(Criterion))}")
+        if min(window, longest) < 1:
+            raise UsageError("aggressive: window and longest must be at least 1")
         self.criterion = criterion
         self.window = window
         self.threshold = threshold
@@ -59,6 +68,11 @@ class AggressiveTraining:
         self._sum, self._count, self._steps = 0.0, 0, 0
         self._before = math.inf
         self._information = -math.inf
+
+    @property
+    def waits_for_information(self) -> bool:
+        """Whether only a measurement of mutual information can end the phase."""
+        return self.aggressive and self.criterion == "information"
 
     def update(self, loss: float) -> None:
         """Take the loss of a step, the mean of all processes (nats)."""
@@ -74,7 +88,7 @@ class AggressiveTraining:
 
     def take_information(self, information: float) -> None:
         """Take the mutual information of a validation (any unit); under "information" it may end the phase."""
-        if self.criterion == "information" and self.aggressive:
+        if self.waits_for_information:
             if information <= self._information:
                 self.aggressive, self.half = False, "both"
             self._information = information

@@ -49,7 +49,8 @@ class ArgmaxBottleneck(nn.Module):
             z: [batch, channels, ticks].
             gumbel: Noise of the same shape in place of the module's own draws.
         """
-        z = F.relu(z.to(torch.promote_types(z.dtype, torch.float32)))
+        kind = z.dtype
+        z = F.relu(z.to(torch.promote_types(kind, torch.float32)))
         q = z / (z.sum(dim=1, keepdim=True) + 1e-5)
         if self.compat or (self.mode == "gumbel" and self.training):
             logits = q if self.compat else torch.log(q + 1e-5)
@@ -59,7 +60,8 @@ class ArgmaxBottleneck(nn.Module):
             soft = q
         chosen = F.one_hot(soft.argmax(dim=1), q.shape[1]).transpose(1, 2).to(q.dtype)
         shares = chosen.mean(dim=(0, 2))
-        return Discrete(chosen + (soft - soft.detach()), q.mean(dim=(0, 2)), torch.special.entr(shares).sum().exp())
+        codes = (chosen + (soft - soft.detach())).to(kind)
+        return Discrete(codes, q.mean(dim=(0, 2)), torch.special.entr(shares).sum().exp())
 
 
 def diversity(usage: Tensor) -> Tensor:

@@ -17,16 +17,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from midisynth.errors import CheckpointError
+from midisynth.models.midi2wave.network import WaveNet
 from midisynth.models.midi2wave.published import network_options, network_state
 from midisynth.module import Published
-from midisynth.tensor_files import Inert, read_checkpoint
+from midisynth.music.rolls import KEYS
+from midisynth.tensor_files import Inert, load_state, read_checkpoint
 
 #: Of all audio that the original reads (Hz).
 SAMPLE_RATE = 16000
 #: Of the residual stream, before it was an option.
 OLD_GAIN = math.sqrt(0.5)
-#: Rows of a roll with a row for the sustain pedal.
-ROWS_WITH_PEDAL = 89
+#: Rows of a roll, with a row for the sustain pedal.
+ROWS_WITH_PEDAL = KEYS + 1
 
 
 class PublishedNetwork(NamedTuple):
@@ -46,7 +48,7 @@ class PublishedNetworks(NamedTuple):
 
     Attributes:
         decoder: Makes audio.
-        encoder: Reads the roll; None in checkpoints of a decoder alone.
+        encoder: Reads the roll; None in checkpoints of a decoder alone, which may be conditioned on the roll itself.
         discrete: Codes pass an argmax bottleneck.
         old: From before April 2019, when rolls had only onsets.
     """
@@ -64,14 +66,21 @@ def read_published(path: Path) -> Published:
         path: A file `wavenet_<iteration>`.
 
     Raises:
-        CheckpointError: It is something else, or a decoder that is conditioned on what no encoder in the file makes.
+        CheckpointError: It is something else, or a decoder that is conditioned neither on a roll nor on what an encoder
+            in the file makes.
     """
     found = read_networks(path)
     decoder = found.decoder.config
-    if found.encoder is None and decoder["use_conditioning"]:
+    encoder = None if found.encoder is None else found.encoder.config
+    conditioned = decoder["use_conditioning"]
+    # Before the original had encoders it conditioned its decoder on the roll.
+    rows = encoder["n_in_channels"] if encoder is not None else decoder["n_cond_channels"] if conditioned else KEYS
+    if rows not in (KEYS, ROWS_WITH_PEDAL):
         raise CheckpointError(
-            f"{path}: a decoder alone, conditioned on {decoder['n_cond_channels']} channels of which the file does not "
-            "tell what makes them: it cannot play MIDI"
+            f"{path}: a decoder alone, without the encoder that makes the {rows} channels it is conditioned on, cannot "
+            "play MIDI: import a checkpoint of the whole autoencoder"
+            if encoder is None
+            else f"{path}: its encoder reads rolls of {rows} rows; known are those of {KEYS} and {ROWS_WITH_PEDAL}"
         )
     levels, outputs = decoder["n_in_channels"], decoder["n_out_channels"]
     options: dict[str, Any] = {
@@ -80,17 +89,33 @@ def read_published(path: Path) -> Published:
         "levels": levels,
         "head": "categorical" if outputs == levels else "mixture",
         "components": max(outputs // 3, 1),
-        "conditioned": found.encoder is not None,
+        "conditioned": conditioned,
+        "context_stack": encoder is not None,
         "bottleneck": "argmax" if found.discrete else None,
         "roll": "onset" if found.old else "sustained",
+        "pedal": "row" if rows == ROWS_WITH_PEDAL else "none",
         "decoder": _options(decoder, "outputs"),
     }
     state = _state(found.decoder, "network.decoder.")
     if found.encoder is not None:
-        options["pedal"] = "row" if found.encoder.config["n_in_channels"] == ROWS_WITH_PEDAL else "none"
         options["encoder"] = _options(found.encoder.config)
         state |= _state(found.encoder, "network.encoder.")
     return Published(options, state)
+
+
+def read_decoder(path: Path) -> WaveNet:
+    """Read the decoder of a checkpoint, in evaluation mode, whatever it is conditioned on.
+
+    Args:
+        path: A file `wavenet_<iteration>`.
+
+    Raises:
+        CheckpointError: It is something else.
+    """
+    found = read_networks(path).decoder
+    decoder = WaveNet(**network_options(found.config))
+    load_state(decoder, network_state(found.state, found.config["use_conditioning"]), str(path))
+    return decoder.eval()
 
 
 def _options(config: Mapping[str, Any], *derived: str) -> dict[str, Any]:
@@ -120,7 +145,7 @@ def read_networks(path: Path) -> PublishedNetworks:
     try:
         modules = _Module(model)
         if "wavenet" not in modules.children:
-            return PublishedNetworks(_network(modules), None, False, False)
+            return PublishedNetworks(_network(modules), None, False, "res_block_gain" not in modules.attributes)
         old = "cond_wavenet" in modules.children
         decoder = _network(modules.children["wavenet"])
         encoder = _network(modules.children["cond_wavenet" if old else "encoder_wavenet"], encoder=True)

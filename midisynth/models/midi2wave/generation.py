@@ -18,6 +18,7 @@ from midisynth.audio.crossfade import CrossFade
 from midisynth.models.midi2wave.engines import Engine
 from midisynth.models.midi2wave.heads import Head
 from midisynth.models.midi2wave.network import WaveNetAutoencoder
+from midisynth.models.midi2wave.pieces import LongRoll
 
 #: Ticks that are made before the caller gets them, and those that the encoder reads at once.
 BLOCK_TICKS, ENCODER_TICKS = 500, 2000
@@ -30,7 +31,7 @@ class Piece:
     """What one stream becomes.
 
     Attributes:
-        roll: [rows, ticks], at least as long as the samples; None without encoder.
+        roll: [rows, ticks], at least as long as the samples, or what makes it as it is read; None without encoder.
         samples: Length of the output.
         noise: [samples, draws] in [0, 1), of which row s draws sample s + 1; or a generator of the CPU.
         teacher: [n] codes that are put in before the stream goes on from its own.
@@ -38,7 +39,7 @@ class Piece:
         start: Tick of the roll with which the output begins. The encoder has read what is before.
     """
 
-    roll: Tensor | None
+    roll: Tensor | LongRoll | None
     samples: int
     noise: Tensor | torch.Generator
     teacher: Tensor | None = None
@@ -165,7 +166,8 @@ def _block_ticks(network: WaveNetAutoencoder) -> int:
 def _noise(piece: Piece, first: int, last: int, head: Head) -> Tensor:
     """Uniforms [last - first, draws] of steps."""
     if isinstance(piece.noise, torch.Generator):
-        return torch.rand(last - first, head.draws, generator=piece.noise)
+        # With a model in half precision torch would else draw one of 256 numbers.
+        return torch.rand(last - first, head.draws, generator=piece.noise, dtype=torch.float32)
     noise = piece.noise[first:last]
     return F.pad(noise, (0, 0, 0, last - first - len(noise)))
 
@@ -200,8 +202,9 @@ class _Conditioning:
     def __init__(self, network: WaveNetAutoencoder, piece: Piece):
         decoder = network.decoder
         self._network, self._roll, self._start = network, piece.roll, piece.start
-        self._device = decoder.dilated.weight.device
-        self._attributes = None if piece.attributes is None else piece.attributes[None].to(self._device)
+        #: Tells device and type.
+        self._weight = decoder.dilated.weight
+        self._attributes = None if piece.attributes is None else piece.attributes[None].to(self._weight)
         #: Ticks before, which a transposed convolution spreads as far as a tick.
         self._before = 0 if decoder.upsampling is None else -(-decoder.upsampling.kernel_size[0] // decoder.hop) - 1
         self._read = range(0)
@@ -218,7 +221,8 @@ class _Conditioning:
         repeats = decoder.hop if decoder.upsampling is not None else 1
         columns = (last - first) * repeats
         first, last = first + self._start, min(last + self._start, self._end)
-        found = torch.zeros(columns, len(decoder.dilations), 2 * decoder.residual_channels, device=self._device)
+        shape = columns, len(decoder.dilations), 2 * decoder.residual_channels
+        found = torch.zeros(shape, dtype=torch.float32, device=self._weight.device)
         if first >= last:
             return found
         before = min(self._before, first)
@@ -236,6 +240,6 @@ class _Conditioning:
             # A column depends on as many before it.
             history = min(self._network.encoder.receptive_field, first)
             known = self._roll[:, first - history : self._read.stop + self._network.lookahead]
-            z = self._network.encode(known[None].to(self._device), self._attributes)
+            z = self._network.encode(known[None].to(self._weight), self._attributes)
             self._z = z[..., history : history + len(self._read)]
         return self._z[..., first - self._read.start : last - self._read.start]

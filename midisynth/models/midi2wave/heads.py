@@ -87,7 +87,8 @@ class LogisticMixture(Head):
     Args:
         components: Logistics in the mixture.
         levels: Number of codes; 65536 for 16 bit.
-        min_log_scale: Smallest natural logarithm of a scale.
+        min_log_scale: Smallest natural logarithm of a scale; None for that of the original, -7 with 256 levels, and as
+            small a part of a level with others: at -7 no 16-bit audio is less noisy than -56 dB.
         scale: What keeps it there. "sigmoid": it lies between this and 0. "clamp": it is cut off there and has no
             upper end, as in the paper.
         compat: "seed" gives the loss of the original: at the outermost codes probabilities stand where their
@@ -100,12 +101,13 @@ class LogisticMixture(Head):
         self,
         components: int = 10,
         levels: int = 256,
-        min_log_scale: float = -7.0,
+        min_log_scale: float | None = None,
         scale: Literal["sigmoid", "clamp"] = "sigmoid",
         compat: Literal["seed"] | None = None,
     ):
         self.components, self.levels, self.outputs = components, levels, 3 * components
-        self.min_log_scale, self.scale, self.compat = min_log_scale, scale, compat
+        self.min_log_scale = -7 - math.log((levels - 1) / 255) if min_log_scale is None else min_log_scale
+        self.scale, self.compat = scale, compat
 
     def nll(self, logits: Tensor, codes: Tensor) -> Tensor:
         return -(self._published_log_prob if self.compat else self._log_prob)(_precise(logits), codes)
@@ -139,27 +141,28 @@ class LogisticMixture(Head):
         return weights, means.tanh(), self.min_log_scale * scales.sigmoid()
 
     def _bins(self, logits: Tensor, codes: Tensor) -> tuple[Tensor, ...]:
-        """Logits of the components, their log scales, and lower end, middle and upper end of the bin in scales."""
+        """Logits of the components, their log scales, and middle and half the width of the bin, in scales."""
         weights, means, log_scales = self._parameters(logits)
         inverse = torch.exp(-log_scales)
         half = inverse / (self.levels - 1)
         amplitude = codes.to(logits.dtype) * (2 / (self.levels - 1)) - 1
         middle = inverse * (amplitude[:, None] - means)
-        return weights, log_scales, middle - half, middle, middle + half
+        return weights, log_scales, middle, half
 
     def _log_prob(self, logits: Tensor, codes: Tensor) -> Tensor:
         """[batch, samples]. F(b) - F(a) = F(b) F(-a) (1 - e^(a - b)), which never cancels."""
-        weights, _, lower, _, upper = self._bins(logits, codes)
+        weights, _, middle, half = self._bins(logits, codes)
         first, last = codes[:, None] == 0, codes[:, None] == self.levels - 1
-        below_upper = torch.where(last, 0, F.logsigmoid(upper))
-        above_lower = torch.where(first, 0, F.logsigmoid(-lower))
-        width = torch.where(first | last, 0, torch.log(-torch.expm1(lower - upper)))
+        below_upper = torch.where(last, 0, F.logsigmoid(middle + half))
+        above_lower = torch.where(first, 0, F.logsigmoid(half - middle))
+        # Not upper minus lower end: with 65,536 levels their difference is in the last bits.
+        width = torch.where(first | last, 0, torch.log(-torch.expm1(-2 * half)))
         return torch.logsumexp(F.log_softmax(weights, dim=1) + below_upper + above_lower + width, dim=1)
 
     def _published_log_prob(self, logits: Tensor, codes: Tensor) -> Tensor:
         """[batch, samples], as the original has it."""
-        weights, log_scales, lower, middle, upper = self._bins(logits, codes)
-        above, below = upper.sigmoid(), lower.sigmoid()
+        weights, log_scales, middle, half = self._bins(logits, codes)
+        above, below = (middle + half).sigmoid(), (middle - half).sigmoid()
         inside = above - below
         density = middle - log_scales - 2 * F.softplus(middle) - math.log((self.levels - 1) / 2)
         log_prob = torch.where(inside > 1e-5, inside.clamp(min=1e-8).log(), density)
@@ -174,9 +177,11 @@ def _precise(logits: Tensor) -> Tensor:
 
 
 def _inverse_cdf(probability: Tensor, uniform: Tensor) -> Tensor:
-    """How many cumulative sums of [batch, values] do not exceed [batch] uniforms: [batch] int64."""
-    below = probability.cumsum(dim=1) <= uniform[:, None]
-    return below.sum(dim=1).clamp(max=probability.shape[1] - 1)
+    """The first of [batch, values] whose cumulative probability exceeds [batch] uniforms: [batch] int64."""
+    cumulative = probability.cumsum(dim=1)
+    # Which ends a little beside 1: without this a uniform beyond it would draw the last value, a click at full scale.
+    total = cumulative[:, -1:]
+    return ((cumulative <= uniform[:, None] * total) & (cumulative < total)).sum(dim=1)
 
 
 def _nucleus(probability: Tensor, top_p: float) -> Tensor:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from midisynth.audio.companding import Companding
-from midisynth.errors import UsageError
+from midisynth.errors import DataError, UsageError
 from midisynth.evaluation import Renditions
 from midisynth.generation import SamplingRules
 from midisynth.models.midi2wave.aggressive import AggressiveTraining
@@ -23,7 +22,8 @@ from midisynth.models.midi2wave.conditioning import GlobalConditioning, Vocabula
 from midisynth.models.midi2wave.engines import Engine, choose
 from midisynth.models.midi2wave.evaluation import evaluate_batch
 from midisynth.models.midi2wave.heads import Categorical, Head, LogisticMixture
-from midisynth.models.midi2wave.network import WaveNet, WaveNetAutoencoder
+from midisynth.models.midi2wave.network import Direct, WaveNet, WaveNetAutoencoder
+from midisynth.models.midi2wave.options import ENCODER, build_regime, check, of_network
 from midisynth.models.midi2wave.pieces import PedalKind, PieceCodec, RollKind
 from midisynth.models.midi2wave.rendering import render
 from midisynth.models.midi2wave.scheduled import ScheduledSampling
@@ -32,24 +32,8 @@ from midisynth.module import MidiModule, Noise, Published, Rendering
 #: Attributes of a recording that the decoder may be told.
 ATTRIBUTES = ("year", "composer", "piano")
 
-#: The encoder as published, where it differs from a decoder.
-ENCODER = {
-    "outputs": 512,
-    "layers": 12,
-    "max_dilation": 64,
-    "residual": 256,
-    "skip": 512,
-    "hidden": 512,
-    "dilated_bias": False,
-    "residual_conv": False,
-    "residual_bias": False,
-}
-
 #: Larger tables of codes are not made without being asked for.
 MOST_EMBEDDED = 1024
-
-#: Options of both networks that follow from others.
-DERIVED = {"inputs", "kind", "conditioning", "hop", "attributes", "compat"}
 
 
 class Midi2Wave(MidiModule):
@@ -73,7 +57,8 @@ class Midi2Wave(MidiModule):
             sound until key and pedal are up.
         decoder: Options of the decoder, see `network.WaveNet`; those that are not named are as published.
         encoder: Options of the encoder, likewise.
-        conditioned: Whether there is an encoder; without, the network makes audio without knowing the notes.
+        conditioned: Whether the decoder knows the notes; without, it makes audio from nothing.
+        context_stack: Whether there is an encoder; without, the decoder is conditioned on the roll itself.
         bottleneck: "argmax" makes one of as many codes as the encoder has channels of each tick, "gumbel" draws it
             while it trains; null passes the channels on as they are.
         bottleneck_temperature: Of the Gumbel softmax.
@@ -126,6 +111,7 @@ class Midi2Wave(MidiModule):
         decoder: dict[str, Any] | None = None,
         encoder: dict[str, Any] | None = None,
         conditioned: bool = True,
+        context_stack: bool = True,
         bottleneck: Literal["argmax", "gumbel"] | None = None,
         bottleneck_temperature: float = 1.0,
         diversity_weight: float = 0.01,
@@ -154,6 +140,7 @@ class Midi2Wave(MidiModule):
         lr_scheduler: LRSchedulerCallable | None = None,
     ):
         super().__init__(optimizer, lr_scheduler)
+        check(self.hparams)
         self.codec = PieceCodec(
             roll, pedal, sample_rate, ticks_per_sec, compat, tail_sec, prompt, start_sec, length_sec
         )
@@ -167,8 +154,11 @@ class Midi2Wave(MidiModule):
         SamplingRules(temperature, top_p=top_p)
         self.vocabulary = Vocabulary(self._known_attributes())
         self.network = self._build_network()
-        self.scheduled = _regime("scheduled_sampling", ScheduledSampling, scheduled_sampling)
-        self.aggressive = _regime("aggressive", AggressiveTraining, aggressive)
+        self.scheduled = build_regime("scheduled_sampling", ScheduledSampling, scheduled_sampling)
+        self.aggressive = build_regime("aggressive", AggressiveTraining, aggressive)
+        # Losses of batches since the last step, and whether there was one: gradients of several may be added up.
+        self._losses: list[Tensor] = []
+        self._stepped = False
 
     def _known_attributes(self) -> dict[str, Sequence[str]]:
         attributes = self.hparams.attributes or {}
@@ -178,13 +168,15 @@ class Midi2Wave(MidiModule):
 
     def _build_network(self) -> WaveNetAutoencoder:
         options = self.hparams
-        encoder = None
-        if options.conditioned:
-            given = _network_options("encoder", options.encoder)
+        encoder: WaveNet | Direct | None = None
+        if options.conditioned and not options.context_stack:
+            encoder = Direct(self.codec.rows)
+        elif options.conditioned:
+            given = of_network("encoder", options.encoder)
             encoder = WaveNet(
                 **{**ENCODER, **given}, inputs=self.codec.rows, kind="rows", conditioning=0, compat=options.compat
             )
-        given = _network_options("decoder", options.decoder)
+        given = of_network("decoder", options.decoder)
         if "outputs" in given:
             raise UsageError(f"decoder.outputs follows from the head, which takes {self.head.outputs}: leave it out")
         past = options.past
@@ -201,6 +193,8 @@ class Midi2Wave(MidiModule):
             attributes=self.vocabulary.sizes,
             compat=options.compat,
         )
+        if decoder.outputs != self.head.outputs:
+            raise UsageError(f"decoder.residual must be {self.head.outputs}, which the head takes: there are no skips")
         bottleneck = None
         if options.bottleneck is not None:
             bottleneck = ArgmaxBottleneck(options.bottleneck, options.bottleneck_temperature, options.compat)
@@ -300,10 +294,12 @@ class Midi2Wave(MidiModule):
         """Draw a code for every column of [batch, outputs, samples]: [batch, samples]; generator of the CPU."""
         columns = logits.transpose(1, 2).flatten(0, 1)
         device = None if generator is not None else logits.device
-        uniforms = torch.rand(len(columns), self.head.draws, generator=generator, device=device).to(logits.device)
+        shape = len(columns), self.head.draws
+        uniforms = torch.rand(shape, generator=generator, dtype=torch.float32, device=device).to(logits.device)
         return self.head.sample(columns, uniforms).view(len(logits), -1)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self._stepped = True
         if self.aggressive is None or self.aggressive.half == "both":
             return
         resting = self.network.decoder if self.aggressive.half == "encoder" else self.network.encoder
@@ -313,9 +309,15 @@ class Midi2Wave(MidiModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         regimes = [regime for regime in (self.scheduled, self.aggressive) if regime is not None]
-        if regimes:
+        if not regimes:
+            return
+        # Lightning divides the loss by the number of batches of a step.
+        self._losses.append(outputs["loss"].detach() * self.trainer.accumulate_grad_batches)
+        if self._stepped:
+            mean = torch.stack(self._losses).mean()
+            self._losses, self._stepped = [], False
             # Every process has to come to the same decisions.
-            loss = float(self.trainer.strategy.reduce(outputs["loss"].detach(), reduce_op="mean"))
+            loss = float(self.trainer.strategy.reduce(mean, reduce_op="mean"))
             for regime in regimes:
                 regime.update(loss)
 
@@ -347,9 +349,16 @@ class Midi2Wave(MidiModule):
             self.log("val/sensitivity", gain, prog_bar=True, batch_size=size, sync_dist=True)
 
     def on_validation_end(self) -> None:
+        if self.aggressive is None or self.trainer.sanity_checking:
+            return
         measured = self.trainer.callback_metrics.get("val/sensitivity")
-        if self.aggressive is not None and measured is not None and not self.trainer.sanity_checking:
+        if measured is not None:
             self.aggressive.take_information(float(measured))
+        elif self.aggressive.waits_for_information:
+            raise DataError(
+                "aggressive: there is one segment for validation, and criterion information compares the notes of two: "
+                "choose another criterion, or more data for validation"
+            )
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> Renditions:
         return evaluate_batch(self, batch)
@@ -377,26 +386,3 @@ class Midi2Wave(MidiModule):
     def render(self, batch: Sequence[Mapping[str, Any]], noise: Noise) -> Iterator[tuple[int, Rendering]]:
         """Make audio from rolls, see `rendering.render`."""
         return render(self, batch, noise)
-
-
-def _network_options(name: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
-    known = set(inspect.signature(WaveNet).parameters) - DERIVED
-    for option in given or {}:
-        if option not in known:
-            raise UsageError(f"{name}.{option}: no such option; there are: {', '.join(sorted(known))}")
-    return dict(given or {})
-
-
-def _regime(name: str, build: Callable[..., Any], options: Mapping[str, Any] | None) -> Any:
-    """A training regime, or None without options.
-
-    Raises:
-        UsageError: An option does not exist.
-    """
-    if options is None:
-        return None
-    known = inspect.signature(build).parameters
-    for option in options:
-        if option not in known:
-            raise UsageError(f"{name}.{option}: no such option; there are: {', '.join(known)}")
-    return build(**options)

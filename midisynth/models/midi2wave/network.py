@@ -153,7 +153,7 @@ class WaveNet(nn.Module):
 
     def input_table(self) -> Tensor:
         """What the first layer makes of every code, [levels, residual]."""
-        return self.input(self._prepare(torch.arange(self.levels, device=self.dilated.weight.device)[None]))[0].T
+        return self._read(torch.arange(self.levels, device=self.dilated.weight.device)[None])[0].T
 
     def layer_conditioning(self, conditioning: Tensor | None, attributes: Tensor | None = None) -> Tensor | None:
         """What layers add to their gates, besides their biases.
@@ -201,13 +201,17 @@ class WaveNet(nn.Module):
             conditioning = conditioning[..., :ticks]
             # Whole ticks, so that the samples of a tick can be viewed as an axis. The network is causal.
             inputs = F.pad(inputs, (0, ticks * self.hop - samples))
-        out = self._layers(self.input(self._prepare(inputs)), self.layer_conditioning(conditioning, attributes))
+        out = self._layers(self._read(inputs), self.layer_conditioning(conditioning, attributes))
         return F.pad(out[..., : samples - 1], (1, 0))
 
-    def _prepare(self, inputs: Tensor) -> Tensor:
+    def _read(self, inputs: Tensor) -> Tensor:
+        """What comes in, [batch, residual, columns]."""
         if self.kind != "scalar":
-            return inputs
-        return (inputs.to(self.dilated.weight.dtype) * (2 / (self.levels - 1)) - 1)[:, None]
+            return self.input(inputs)
+        # An amplitude in half precision has 8 of its 16 bits left.
+        with torch.autocast(inputs.device.type, enabled=False):
+            amplitudes = inputs.to(self.dilated.weight.dtype) * (2 / (self.levels - 1)) - 1
+            return self.input(amplitudes[:, None])
 
     def _layers(self, x: Tensor, added: Tensor | None) -> Tensor:
         """Gated layers and output, before the shift: [batch, residual, columns] -> [batch, outputs, columns]."""
@@ -249,6 +253,26 @@ def _add(a: Tensor, addition: Tensor | None) -> Tensor:
     return (a.unflatten(-1, (columns, -1)) + addition[..., None]).flatten(-2)
 
 
+class Direct(nn.Module):
+    """In the place of an encoder: the decoder is conditioned on the roll itself, without a tick of delay.
+
+    Args:
+        rows: Of the roll.
+
+    Attributes:
+        outputs: As many channels.
+        receptive_field: Each column is its own.
+    """
+
+    def __init__(self, rows: int):
+        super().__init__()
+        self.outputs, self.receptive_field = rows, 1
+
+    def forward(self, roll: Tensor, attributes: Tensor | None = None) -> Tensor:
+        """[batch, rows, ticks], as they are."""
+        return roll
+
+
 class Reconstruction(NamedTuple):
     """What the autoencoder makes of audio that it is shown.
 
@@ -268,7 +292,7 @@ class WaveNetAutoencoder(nn.Module):
 
     Args:
         decoder: Reads codes.
-        encoder: Reads rows; None makes audio from nothing.
+        encoder: Reads rows; `Direct` passes them on, and None makes audio from nothing.
         bottleneck: What makes codes of the encoder's channels; None passes them on as they are.
         lookahead: The encoder sees the roll this many ticks early.
 
@@ -279,7 +303,7 @@ class WaveNetAutoencoder(nn.Module):
     def __init__(
         self,
         decoder: WaveNet,
-        encoder: WaveNet | None = None,
+        encoder: WaveNet | Direct | None = None,
         bottleneck: ArgmaxBottleneck | None = None,
         lookahead: int = 0,
     ):

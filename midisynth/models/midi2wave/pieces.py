@@ -118,11 +118,12 @@ class PieceCodec:
 
         Returns:
             "performance", from `sounding`; "first" and "ticks", the stretch of it to render; "prompt", [samples]
-            float32, the audio that it starts with, perhaps none.
+            float32, the audio that it starts with, perhaps none. An array: tensors would be moved to the device, and
+            to half precision with the model.
 
         Raises:
             MidiError: The file cannot be read, or nothing of it is to be played.
-            AudioError: Its prompt cannot be read.
+            AudioError: Its prompt cannot be read, or ends before the rendering starts.
         """
         performance = read_midi(path, max_duration_sec=self.max_duration_sec, repair=self.repair)
         sounding = self.sounding(performance)
@@ -136,13 +137,13 @@ class PieceCodec:
             ticks = min(ticks, math.ceil(self._length_sec * self.ticks_per_sec))
         if ticks <= 0:
             raise MidiError(path, f"has nothing to render after start_sec, {self._start_sec:g} s")
-        prompt = self._read_prompt(path)[first * self.hop : (first + ticks) * self.hop]
+        prompt = self._read_prompt(path, first * self.hop, ticks * self.hop)
         return {"performance": sounding, "first": first, "ticks": ticks, "prompt": prompt}
 
-    def _read_prompt(self, path: Path) -> Tensor:
-        """The audio that goes with a file, mono, [samples]."""
+    def _read_prompt(self, path: Path, first: int, samples: int) -> np.ndarray:
+        """A stretch of the audio that goes with a file, mono, [up to samples] float32."""
         if self._prompt is None:
-            return torch.zeros(0)
+            return np.zeros(0, np.float32)
         audio = self._prompt
         if audio.is_dir():
             found = [audio / f"{path.stem}{suffix}" for suffix in FORMATS]
@@ -151,4 +152,31 @@ class PieceCodec:
                 raise AudioError(
                     self._prompt / path.stem, f"no such audio ({', '.join(FORMATS)}), which prompt asks for"
                 )
-        return load_audio(audio, self.sample_rate).mean(dim=0)
+        prompt = load_audio(audio, self.sample_rate).mean(dim=0)[first : first + samples]
+        if not len(prompt):
+            raise AudioError(audio, f"ends before start_sec, {self._start_sec:g} s: there is nothing to go on from")
+        return prompt.numpy()
+
+
+class LongRoll:
+    """A stretch of a roll that is made as it is read: whole, that of an hour takes 300 MB.
+
+    Args:
+        codec: Makes it.
+        performance: From `PieceCodec.sounding`.
+        first: Tick of the piece that it starts with.
+        ticks: Its length.
+
+    Attributes:
+        shape: Rows and ticks, as of a tensor.
+    """
+
+    def __init__(self, codec: PieceCodec, performance: Performance, first: int, ticks: int):
+        self.shape = codec.rows, ticks
+        self._codec, self._performance, self._first = codec, performance, first
+
+    def __getitem__(self, index: tuple[slice, slice]) -> Tensor:
+        """Some rows of some ticks, [rows, ticks] float32."""
+        rows, ticks = index
+        first, last, _ = ticks.indices(self.shape[1])
+        return self._codec.roll(self._performance, self._first + first, last - first)[rows]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from midisynth.models.midi2wave.engines import Engine
 from midisynth.models.midi2wave.generation import Piece, generate, generate_in_segments
-from midisynth.models.midi2wave.pieces import PieceCodec
+from midisynth.models.midi2wave.pieces import LongRoll, PieceCodec
 from midisynth.module import Noise, Rendering
 from midisynth.music.rolls import KEYS, LOWEST_KEY
 from midisynth.pictures import new_figure
@@ -87,10 +87,10 @@ def _piece(model: Midi2Wave, example: Mapping[str, Any], generator: torch.Genera
     if model.hparams.prompt_sec is not None:
         prompt = prompt[: round(model.hparams.prompt_sec * codec.sample_rate)]
     return Piece(
-        roll=codec.roll(example["performance"], first, ticks),
+        roll=LongRoll(codec, example["performance"], first, ticks),
         samples=example["ticks"] * codec.hop,
         noise=generator,
-        teacher=model.companding.encode(prompt),
+        teacher=model.companding.encode(torch.from_numpy(prompt)),
         attributes=None if attributes is None else attributes[0],
         start=history,
     )

@@ -14,6 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from midisynth.errors import UsageError
+
 #: What happens at a step: the newest loop takes over, the loss is watched, or nothing will change any more.
 Phase = Literal["decay", "wait", "done"]
 
@@ -49,6 +51,9 @@ class ScheduledSampling:
         loops: How many there are.
         kept: Share of the codes that each loop keeps.
         phase: What happens now.
+
+    Raises:
+        UsageError: The schedule cannot be kept.
     """
 
     def __init__(
@@ -63,6 +68,10 @@ class ScheduledSampling:
         underloop: float = 0.1,
         published: bool = False,
     ):
+        if decay_steps < 2 or patience < 1:
+            raise UsageError("scheduled_sampling: decay_steps must be at least 2, and patience 1")
+        if end_loops < max(start_loops, 1):
+            raise UsageError(f"scheduled_sampling: end_loops is {end_loops}: it must be at least start_loops, and 1")
         self.end_loops = end_loops
         self.start_kept, self.end_kept = start_kept, end_kept
         self.decay_steps = decay_steps
@@ -93,7 +102,7 @@ class ScheduledSampling:
         """
         for kept in self.kept[: self.draw_loops()]:
             if kept < 1:
-                uniforms = torch.rand(codes.shape, device=codes.device)
+                uniforms = torch.rand(codes.shape, dtype=torch.float32, device=codes.device)
                 codes = mixed(codes, sample(codes), uniforms, kept)
         return codes
 

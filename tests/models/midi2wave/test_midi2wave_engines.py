@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from midisynth.models.midi2wave import engines, generation, nv_wavenet
 from midisynth.models.midi2wave.engines import ENGINES, Packed, TorchEngine, choose, kernels, numba_engine
 from midisynth.models.midi2wave.generation import Piece, generate, generate_in_segments
 from midisynth.models.midi2wave.heads import Categorical, Head, LogisticMixture
-from midisynth.models.midi2wave.network import WaveNet, WaveNetAutoencoder
+from midisynth.models.midi2wave.network import Direct, WaveNet, WaveNetAutoencoder
 
 HOP, ROWS, LEVELS = 4, 5, 16
 SMALL: dict[str, Any] = {
@@ -41,6 +40,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, float]]] = {
     "upsampled": ({"upsampling_window": 6, "attributes": {"year": 3}, "compat": "seed"}, {}),
     "no residual": ({"residual_conv": False, "skip_bias": False, "residual_bias": False, "gain": 0.9}, {}),
     "no skips": ({"skips": False, "residual": LEVELS}, {"top_p": 0.5}),
+    "on the roll": ({"conditioning": ROWS, "conditioning_bias": False}, {}),
     "alone": ({"conditioning": 0, "attributes": {"year": 3}}, {}),
     "mixture": (
         {"kind": "scalar", "inputs": 256, "outputs": 9, "input_bias": True},
@@ -60,8 +60,10 @@ def engine(request) -> str:
 def build(**options: Any) -> tuple[WaveNetAutoencoder, Head]:
     """A network with weights large enough to matter, and its head."""
     decoder = WaveNet(**SMALL | options)
-    encoder = None
-    if decoder.conditioning_channels:
+    encoder: WaveNet | Direct | None = None
+    if decoder.conditioning_channels == ROWS:
+        encoder = Direct(ROWS)
+    elif decoder.conditioning_channels:
         encoder = WaveNet(
             inputs=ROWS,
             kind="rows",
@@ -229,6 +231,45 @@ def test_segments(samples):
         assert made[0][alone].equal(second[alone.start - start : alone.stop - start].float())
 
 
+def test_the_wait_for_numba_is_told_once(monkeypatch, capsys):
+    numba = pytest.importorskip("numba")
+    network, head = build()
+
+    def compiling(*arguments: Any) -> None:
+        """Carries out the kernels, and compiles something, as numba does when it finds nothing on disk."""
+        numba.njit(lambda x: x)(1)
+        kernels.run(*arguments)
+
+    monkeypatch.setattr(numba_engine, "_compiled", lambda: compiling)
+    numba_engine._tell_of_compilation.cache_clear()
+    engine = numba_engine.NumbaEngine(Packed.of(network.decoder), head)
+    assert capsys.readouterr().err.count("numba compiles") == 1
+    engine.run(engine.start(1), torch.zeros(1, 1, 5, 12), 1, torch.zeros(1, 1, 1))
+    assert not capsys.readouterr().err
+
+
+@torch.no_grad()
+def test_half_precision_reaches_no_sample(engine):
+    """Steps are those of single precision under autocast; and a model in half precision plays at all."""
+    for options in ({"conditioning": 0}, {"conditioning": 0, "kind": "scalar", "inputs": 65536}):
+        network, head = build(**options)
+        network = network.cuda() if engine == "cuda" else network
+        wanted = pieces(network, head, [40])
+        (expected,) = collected(1, generate(network, choose(network.decoder, head, name=engine), wanted))
+        with torch.autocast("cuda" if engine == "cuda" else "cpu", torch.bfloat16):
+            (made,) = collected(1, generate(network, choose(network.decoder, head, name=engine), wanted))
+        assert made.equal(expected)
+    network, head = build()
+    network = network.to("cuda" if engine == "cuda" else "cpu", torch.bfloat16)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        piece = Piece(torch.rand(ROWS, 60), 200, torch.Generator().manual_seed(0))
+        (made,) = collected(1, generate(network, choose(network.decoder, head, name=engine), [piece]))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert len(made.unique()) > 2
+
+
 def test_the_kernels_without_numba(monkeypatch):
     network, head = build()
     wanted = pieces(network, head, [9, 9])
@@ -239,12 +280,14 @@ def test_the_kernels_without_numba(monkeypatch):
     assert all(a.equal(b) for a, b in zip(made, expected, strict=True))
 
 
-def test_the_choice(monkeypatch, caplog):
+def test_the_choice_is_told_once(monkeypatch, capsys):
     network, head = build()
     monkeypatch.setattr(engines, "is_installed", lambda: False)
-    with caplog.at_level(logging.INFO):
+    engines._tell.cache_clear()
+    for _ in range(2):
         assert isinstance(choose(network.decoder, head), TorchEngine)
-    assert "torch engine on cpu; pip install numba" in caplog.text
+    told = capsys.readouterr().err
+    assert told.count("the torch engine makes the samples, on cpu; pip install numba") == 1
     for name in ("numba", "cuda"):
         with pytest.raises(UsageError, match=name):
             choose(network.decoder, head, name=name)

@@ -12,11 +12,12 @@ from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader
 
 from midisynth import checkpoints, render
-from midisynth.errors import UsageError
+from midisynth.errors import AudioError, DataError, UsageError
 from midisynth.evaluation import PREDICTION
 from midisynth.models.midi2wave import Midi2Wave
 from midisynth.models.midi2wave.data import collate
 from midisynth.models.midi2wave.evaluation import TEACHER_FORCED, evaluate_batch
+from midisynth.models.midi2wave.pieces import LongRoll
 from midisynth.music.midi import write_midi
 from midisynth.testing import render as rendered
 from midisynth.testing_inputs import performance_of
@@ -64,6 +65,21 @@ def test_an_excerpt_is_what_the_whole_has_there(song: Path, recording: Path):
     torch.testing.assert_close(excerpt, sine[round(0.4 * RATE) : round(0.88 * RATE)])
 
 
+def test_an_excerpt_hears_the_notes_around_it(song: Path, recording: Path):
+    """From the same past all samples are the same: the encoder has read what is before, and looks beyond the end."""
+    options = {"prompt": str(recording), "prompt_sec": None, "temperature": 0.0, "lookahead_ticks": 3}
+    played = []
+    for part in ({}, {"start_sec": 0.4, "length_sec": 0.496}):
+        model = build(**options, **part)
+        for parameter in model.parameters():
+            parameter.data *= 3
+        played.append(audio_of(model, song))
+    whole, excerpt = played
+    first, heard = round(0.4 * RATE), model.network.decoder.receptive_field
+    assert len(excerpt[heard:].unique()) > 20
+    assert torch.equal(excerpt[heard:], whole[first : first + len(excerpt)][heard:])
+
+
 def test_the_protocol_of_two_seconds_scaled_down(song: Path, recording: Path):
     """The first part is recorded, and only the second is made; it depends on the seed, and is loud or soft with it."""
     options = {"prompt": str(recording.parent), "prompt_sec": 0.2, "length_sec": 0.4, "keep_prompt": True}
@@ -83,13 +99,29 @@ def test_the_protocol_of_two_seconds_scaled_down(song: Path, recording: Path):
 def test_files_start_afresh_and_segments_cover_them(song: Path):
     model = build()
     alone = audio_of(model, song)
-    together = rendered(model, [song, song])
+    write_midi(performance_of([(0.0, 0.7, 50, 90, 0)]), song.with_name("other.mid"))
+    other, *together = rendered(model, [song.with_name("other.mid"), song, song])
     for chunks in together:
         assert torch.equal(torch.cat([chunk.audio for chunk in chunks], dim=1)[0], alone)
+    assert not torch.equal(torch.cat([chunk.audio for chunk in other], dim=1)[0][:1000], alone[:1000])
     assert torch.equal(audio_of(model, song), alone)
     in_segments = audio_of(build(segment_sec=0.5, warmup_sec=0.1), song)
     assert in_segments.shape == alone.shape
     assert in_segments.isfinite().all()
+
+
+def test_a_prompt_that_ends_too_early_is_told(song: Path, recording: Path):
+    with pytest.raises(AudioError, match=r"ends before start_sec, 1\.05 s"):
+        build(prompt=str(recording), start_sec=1.05).codec.encode(song)
+
+
+def test_a_roll_that_is_made_as_it_is_read(song: Path):
+    codec = build(roll="both", pedal="hold").codec
+    performance = codec.encode(song)["performance"]
+    whole, read = codec.roll(performance, 10, 90), LongRoll(codec, performance, 10, 90)
+    assert read.shape == whole.shape and whole.any()
+    for rows, ticks in ((slice(None), slice(20, 50)), (slice(88), slice(70, 120)), (slice(None), slice(0, 0))):
+        assert torch.equal(read[rows, ticks], whole[rows, ticks])
 
 
 def test_a_missing_prompt_is_told_of_its_file(song: Path, tmp_path: Path):
@@ -135,7 +167,7 @@ def items(count: int, history: int = 0) -> list[dict[str, Any]]:
     return examples
 
 
-def fit(model: Midi2Wave, folder: Path, steps: int, **options: Any) -> Trainer:
+def fit(model: Midi2Wave, folder: Path, steps: int, held_out: int = 4, **options: Any) -> Trainer:
     trainer = Trainer(
         max_steps=steps,
         accelerator="cpu",
@@ -146,8 +178,11 @@ def fit(model: Midi2Wave, folder: Path, steps: int, **options: Any) -> Trainer:
         default_root_dir=folder,
         **options,
     )
-    held_out = DataLoader(items(4, history=8 * HOP), batch_size=4, collate_fn=collate)
-    trainer.fit(model.train(), DataLoader(items(8), batch_size=4, collate_fn=collate), held_out)
+    segments = items(held_out, history=8 * HOP)
+    if held_out == 1:
+        del segments[0]["other"]
+    validation = DataLoader(segments, batch_size=4, collate_fn=collate)
+    trainer.fit(model.train(), DataLoader(items(8), batch_size=4, collate_fn=collate), validation)
     return trainer
 
 
@@ -158,7 +193,8 @@ def adam(parameters):
 def test_sensitivity_shows_collapse(tmp_path: Path):
     """It grows when the model learns to listen to the notes, and is nothing for a decoder that does not."""
     model = build(optimizer=adam, roll="sustained", lookahead_ticks=2)
-    fit(model, tmp_path, 60)
+    trainer = fit(model, tmp_path, 60)
+    assert trainer.callback_metrics["val/sensitivity"] > 0.2
     batch = collate(items(4, history=8 * HOP))
     with torch.no_grad():
         measured = evaluate_batch(model.eval(), batch)
@@ -180,6 +216,43 @@ def test_aggressive_steps_change_one_half(half: str, tmp_path: Path):
     fit(model, tmp_path, 1, limit_val_batches=0)
     changed = {name.split(".")[1] for name, value in model.named_parameters() if not torch.equal(value, before[name])}
     assert changed == {half}
+
+
+def test_what_the_network_is_shown_in_training(tmp_path: Path):
+    """With no code kept, its own; and nothing of the recording, where attributes are always dropped."""
+    schedule = {"start_loops": 1, "start_kept": 0.25, "underloop": 0.0}
+    model = build(scheduled_sampling=schedule, attributes={"year": ["2004"]}, unknown_probability=1.0)
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    model.network.register_forward_pre_hook(lambda network, given: seen.append((network.training, *given[1:])))
+    batch = collate([{**item, "attributes": torch.tensor([0.0, 1.0])} for item in items(8)])
+    trainer = Trainer(
+        max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False
+    )
+    trainer.fit(model.train(), DataLoader([batch], batch_size=None))
+    ((training, past, attributes),) = seen
+    assert training and (attributes == torch.tensor([1.0, 0.0])).all()
+    kept = (past == model.companding.encode(batch["audio"])).float().mean()
+    assert 0.2 < kept < 0.3
+
+
+def test_regimes_count_steps_and_not_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Two batches make a step; what decides is their mean loss."""
+    model = build(aggressive={"criterion": "loss", "threshold": 0.0}, optimizer=lambda p: torch.optim.SGD(p, lr=0.0))
+    told: list[float] = []
+    monkeypatch.setattr(model.aggressive, "update", told.append)
+    fit(model, tmp_path, 2, accumulate_grad_batches=2, limit_val_batches=0)
+    batches = [collate(items(8)[first : first + 4]) for first in (0, 4)]
+    losses = []
+    for batch in batches:
+        codes = model.companding.encode(batch["audio"])
+        losses.append(float(model.head.loss(model.logits(codes, batch["roll"]), codes)))
+    assert losses[0] != losses[1]
+    assert told == pytest.approx([sum(losses) / 2] * 2)
+
+
+def test_information_needs_the_notes_of_others(tmp_path: Path):
+    with pytest.raises(DataError, match="one segment for validation"):
+        fit(build(aggressive={}), tmp_path, 2, held_out=1)
 
 
 def test_training_regimes_go_on_from_a_checkpoint(tmp_path: Path):
@@ -213,6 +286,15 @@ def test_training_regimes_go_on_from_a_checkpoint(tmp_path: Path):
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"top_p": 0.0}, "top_p is 0.0"),
         ({"scheduled_sampling": {"loops": 3}}, "scheduled_sampling.loops: no such option"),
+        ({"scheduled_sampling": {"decay_steps": 1}}, "decay_steps must be at least 2"),
+        ({"scheduled_sampling": {"start_loops": 2}}, "end_loops is 1"),
+        ({"aggressive": {"criterion": "luck"}}, "choose one of information, loss, published"),
+        ({"aggressive": {"window": 0}}, "window and longest"),
+        ({"aggressive": {}, "conditioned": False}, "aggressive needs an encoder"),
+        ({"bottleneck": "argmax", "context_stack": False}, "bottleneck needs an encoder"),
+        ({"decoder": {"skips": False}}, "decoder.residual must be 256"),
+        ({"start_sec": -1.0}, "start_sec is -1: it must be at least 0"),
+        ({"segment_sec": 0.05}, "segment_sec is 0.05: it must be more than 0.05"),
     ],
 )
 def test_contradictions_are_errors_for_users(options: dict[str, Any], complaint: str):

@@ -21,6 +21,23 @@ def test_probabilities_sum_to_one(levels, scale):
     torch.testing.assert_close(single.double(), -probability.log(), atol=2e-3, rtol=1e-3)
 
 
+def test_the_tightest_logistic_is_a_small_part_of_a_level():
+    """At -7, which is right for 256 levels, 16-bit audio would hiss at -56 dB."""
+    assert LogisticMixture(1).min_log_scale == -7
+    head = LogisticMixture(1, 65536)
+    codes = head.sample(torch.tensor([[0.0, 0.3, 99.0]]).expand(1000, -1), torch.rand(1000, 2))
+    assert codes.max() - codes.min() <= 2
+
+
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.9}])
+def test_the_largest_uniform_draws_nothing_impossible(options: dict[str, float]):
+    """Sums of probabilities in single precision end beside 1; what lies beyond must not become the last code."""
+    logits = 2 * torch.randn(500, 256)
+    logits[:, 200:] = -60
+    largest = torch.full((500, 1), 1 - 2**-24)
+    assert (Categorical(256).sample(logits, largest, **options) < 200).all()
+
+
 def test_gradients_where_the_model_is_wrong():
     """A tight logistic far from the code: the original's loss stops at 18.42 nats and has no gradient there."""
     logits = torch.tensor([4.0, -1.0, 9.0])[None, :, None]

@@ -6,11 +6,11 @@ a GPU. `kernels` is what numba compiles.
 
 from __future__ import annotations
 
-import logging
+import functools
 from typing import Literal
 
 from midisynth.errors import UsageError
-from midisynth.models.midi2wave.engines.base import Engine, Packed
+from midisynth.models.midi2wave.engines.base import Engine, Packed, tell
 from midisynth.models.midi2wave.engines.cuda_engine import CudaEngine
 from midisynth.models.midi2wave.engines.numba_engine import NumbaEngine, is_installed
 from midisynth.models.midi2wave.engines.torch_engine import TorchEngine
@@ -21,8 +21,6 @@ __all__ = ["CudaEngine", "Engine", "NumbaEngine", "Packed", "TorchEngine", "choo
 
 #: By name.
 ENGINES = {"torch": TorchEngine, "numba": NumbaEngine, "cuda": CudaEngine}
-
-logger = logging.getLogger(__name__)
 
 
 def choose(
@@ -48,10 +46,17 @@ def choose(
     device = packed.table.device.type
     if name == "auto":
         name = "cuda" if device == "cuda" else "numba" if device == "cpu" and is_installed() else "torch"
-        hint = "; pip install numba makes it some eight times faster" if name == "torch" and device == "cpu" else ""
-        logger.info("samples are made by the %s engine on %s%s", name, device, hint)
     if name == "numba" and not is_installed():
         raise UsageError("engine numba needs numba; install it with: pip install numba")
     if name == "cuda" and device != "cuda":
         raise UsageError(f"engine cuda needs a CUDA device, the model is on {device}; see --trainer.accelerator")
+    _tell(name, device)
     return ENGINES[name](packed, head, temperature, top_p)
+
+
+@functools.cache
+def _tell(name: str, device: str) -> None:
+    """Say what makes the samples, once for each process: engines differ in how long the user waits, and how."""
+    slow = name == "torch" and device == "cpu" and not is_installed()
+    hint = "; pip install numba makes it some eight times faster" if slow else ""
+    tell(f"the {name} engine makes the samples, on {device}{hint}")

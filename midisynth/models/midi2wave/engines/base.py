@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from midisynth.models.midi2wave.heads import Head
@@ -94,7 +96,7 @@ class Packed:
         weights = {name: tensor.detach().float() for name, tensor in decoder.state_dict().items()}
         layers, channels = len(decoder.dilations), decoder.residual_channels
         taps = weights["dilated.weight"]
-        residual = torch.eye(channels, device=taps.device).repeat(layers, 1, 1)
+        residual = torch.eye(channels, dtype=taps.dtype, device=taps.device).repeat(layers, 1, 1)
         residual_bias = taps.new_zeros(layers, channels)
         if "residual.weight" in weights:
             residual[: layers - 1] = weights["residual.weight"]
@@ -121,3 +123,13 @@ class Packed:
     def offsets(self) -> Tensor:
         """[layers] where the queue of each layer begins in one buffer of `sum(dilations)` rows."""
         return torch.tensor(self.dilations).cumsum(0) - torch.tensor(self.dilations)
+
+
+@rank_zero_only
+def tell(text: str) -> None:
+    """Say something to the user, on the first process.
+
+    Not through a logger: where there is a progress bar, only what goes through `sys.stderr` of the moment comes above
+    it.
+    """
+    print(f"midi2wave: {text}", file=sys.stderr, flush=True)

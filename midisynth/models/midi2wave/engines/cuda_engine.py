@@ -73,7 +73,7 @@ class CudaEngine(TorchEngine):
         graph = _Graph(
             torch.cuda.CUDAGraph(),
             self._bias[:, None].repeat(columns, 1, streams, 1),
-            torch.zeros(steps, streams, draws, device=self.device),
+            torch.zeros(steps, streams, draws, dtype=torch.float32, device=self.device),
             torch.full((steps, streams), -1, device=self.device),
             torch.empty(steps, streams, dtype=torch.int64, device=self.device),
         )

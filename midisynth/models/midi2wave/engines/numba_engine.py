@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from midisynth.models.midi2wave.engines import kernels
-from midisynth.models.midi2wave.engines.base import Packed
+from midisynth.models.midi2wave.engines.base import Packed, tell
 from midisynth.models.midi2wave.heads import LOGISTIC_EDGE, Head, LogisticMixture
 
 logger = logging.getLogger(__name__)
@@ -95,11 +94,20 @@ class NumbaEngine:
 
     def _compile(self) -> None:
         """Carry out one step, so that the wait is here, and told."""
-        started = time.perf_counter()
-        shape = self._weights.bias.shape
-        self.run(self.start(1), torch.zeros(1, 1, *shape), 1, torch.zeros(1, 1, 2))
-        if (seconds := time.perf_counter() - started) > 1:
-            logger.info("numba compiled the loop over samples in %.0f s; the next run finds it on disk", seconds)
+        from numba.core import event
+
+        class Teller(event.Listener):
+            """Hears of what is compiled, and not of what is found on disk."""
+
+            def on_start(self, _: event.Event) -> None:
+                _tell_of_compilation()
+
+            def on_end(self, _: event.Event) -> None:
+                pass
+
+        added, noise = (torch.zeros(1, 1, *shape, dtype=torch.float32) for shape in (self._weights.bias.shape, (2,)))
+        with event.install_listener("numba:compile", Teller()):
+            self.run(self.start(1), added, 1, noise)
 
     def start(self, streams: int) -> NumbaState:
         """See `Engine.start`."""
@@ -139,6 +147,11 @@ class NumbaEngine:
         return torch.from_numpy(codes)
 
 
+@functools.cache
+def _tell_of_compilation() -> None:
+    tell("numba compiles the loop over samples, which takes some seconds")
+
+
 def _in_threads(share: Callable[[slice], None], streams: int) -> None:
     """Call `share` with consecutive ranges of streams, one in each thread."""
     threads = min(torch.get_num_threads(), streams)
@@ -155,7 +168,7 @@ def _array(tensor: Tensor, kind: type) -> np.ndarray:
 
 
 def _weights(packed: Packed) -> kernels.Weights:
-    nothing = torch.zeros(0, 0)
+    nothing = torch.zeros(0, 0, dtype=torch.float32)
 
     def rows(matrix: Tensor | None) -> np.ndarray:
         return _array((nothing if matrix is None else matrix).mT, np.float32)

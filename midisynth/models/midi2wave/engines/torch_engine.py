@@ -108,33 +108,41 @@ class TorchEngine:
         Columns are the input of a layer, then its sums, where the half for the logistic function is halved.
         """
         channels, layers = self._channels, len(packed.dilations)
-        halves = torch.ones(2 * channels, dtype=torch.float64, device=self.device)
+
+        def exact(weights: Tensor) -> Tensor:
+            # Not on every device there are numbers of 64 bits.
+            return weights.cpu().double()
+
+        def placed(weights: Tensor) -> Tensor:
+            return weights.float().contiguous().to(self.device)
+
+        halves = torch.ones(2 * channels, dtype=torch.float64)
         halves[channels:] = 0.5
-        taps = packed.taps.double() * halves[:, None]
+        taps = exact(packed.taps) * halves[:, None]
         previous, current = taps[..., :channels], taps[..., channels:]
-        identity = torch.eye(channels, dtype=torch.float64, device=self.device)
+        identity = torch.eye(channels, dtype=torch.float64)
         #: [layers + 1, 3R, R]: a layer's input -> that input and the sums that it makes. None follow the last layer.
         spread = torch.cat([identity.expand(layers, -1, -1), current], dim=1)
         spread = torch.cat([spread, torch.cat([identity, torch.zeros_like(current[0])])[None]])
-        residual = packed.gain * packed.residual.double() / 2
+        residual = packed.gain * exact(packed.residual) / 2
         steps = torch.cat([spread[1:] @ residual, packed.gain * spread[1:]], dim=2)
-        bias = torch.zeros(layers, 3 * channels, dtype=torch.float64, device=self.device)
-        bias[:, channels:] = packed.bias.double() * halves
-        shift = (spread[1:] @ (packed.gain * packed.residual_bias.double())[..., None])[..., 0]
+        bias = torch.zeros(layers, 3 * channels, dtype=torch.float64)
+        bias[:, channels:] = exact(packed.bias) * halves
+        shift = (spread[1:] @ (packed.gain * exact(packed.residual_bias))[..., None])[..., 0]
         bias[1:] += shift[:-1]
         past = torch.cat([torch.zeros_like(identity).expand(layers, -1, -1), previous], dim=1)
-        self._table = (packed.table.double() @ spread[0].T).float()
-        self._past = past.mT.float().contiguous()
-        self._bias, self._last_bias = bias.float(), shift[-1].float()
-        self._next = [matrix.T.float().contiguous() for matrix in steps]
-        self._halves = halves.float()
+        self._table, self._past = placed(exact(packed.table) @ spread[0].T), placed(past.mT)
+        self._bias, self._last_bias = placed(bias), placed(shift[-1])
+        self._next = [placed(matrix.T) for matrix in steps]
+        self._halves = placed(halves)
 
     def start(self, streams: int) -> TorchState:
         """See `Engine.start`."""
         layers, channels = len(self._dilations), self._channels
 
         def zeros(*shape: int) -> Tensor:
-            return torch.zeros(shape, device=self.device)
+            # With a model in half precision, that is what torch makes unless told otherwise.
+            return torch.zeros(shape, dtype=torch.float32, device=self.device)
 
         work, added = zeros(layers + 1, streams, 4 * channels), zeros(layers + 1, streams, 3 * channels)
         added[-1] = self._last_bias
@@ -178,7 +186,9 @@ class TorchEngine:
         uniforms = noise.to(self.device).transpose(0, 1).contiguous()
         forced = None if teacher is None else teacher.to(self.device).T.contiguous()
         codes = torch.empty(uniforms.shape[:2], dtype=torch.int64, device=self.device)
-        self._steps(state, added, hop, uniforms, forced, codes)
+        # Half precision would save nothing here: the time goes into calls.
+        with torch.autocast(self.device.type, enabled=False):
+            self._steps(state, added, hop, uniforms, forced, codes)
         return codes.T.cpu()
 
     def _steps(
