@@ -90,7 +90,9 @@ class ScaledAdam(Optimizer):
 
     def _clipping_factor(self, parameters: Sequence[Tensor], group: dict[str, Any]) -> Tensor | None:
         """What gradients are multiplied by, a scalar on their device; None before there is a median."""
-        first = self.state[parameters[0]]
+        # The norms lie with one parameter, which may be without a gradient now.
+        known = (self.state[parameter] for parameter in group["params"] if "norms" in self.state.get(parameter, ()))
+        first = next(known, self.state[parameters[0]])
         step, period = first["step"], group["clipping_update_period"]
         if group["clipping_scale"] is None or step == 0:
             return None

@@ -8,7 +8,8 @@ segments together.
 write, with `frames.py`; `checkpoint.py` reads published ones.
 
 `model.py` trains them, on what `pieces.py` prepares, `examples.py` cuts and `data.py` batches; `rendering.py` plays
-whole performances, `evaluation.py` the stretches of a test. `codecs.py` finds neural codecs by name.
+whole performances, `evaluation.py` the stretches of a test. `codecs.py` finds neural codecs by name, `options.py` says
+which options fit together.
 """
 
 from midisynth.models.midi_valle.codec import NoteRows

@@ -103,9 +103,11 @@ class NoteRows:
         """
         if self.compat:
             return performance
+        return self._on_one_piano(extend_by_pedal(performance) if self.pedal else performance)
+
+    @staticmethod
+    def _on_one_piano(performance: Performance) -> Performance:
         warnings = list(performance.warnings)
-        if self.pedal:
-            performance = extend_by_pedal(performance)
         notes = performance.notes
         low, high = LOWEST_KEY, LOWEST_KEY + KEYS - 1
         drums = is_drum(notes)
@@ -131,7 +133,9 @@ class NoteRows:
         Raises:
             DataError: A note starts after the last bar.
         """
-        performance = self.playable(performance)
+        # Without the pedal, which a whole performance has had its effect of already: in a prompt it may stay down, and
+        # must not hold the notes that follow.
+        performance = performance if self.compat else self._on_one_piano(performance)
         notes = performance.notes
         if self.compat:
             notes = notes[notes["track"] == notes["track"].min()] if len(notes) else notes

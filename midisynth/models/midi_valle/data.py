@@ -11,10 +11,10 @@ from midisynth.datasets.corpus import Split
 from midisynth.errors import UsageError
 from midisynth.models.midi_valle.examples import Cuts, EverySegment, RandomSegments, Stretches, collate
 from midisynth.models.midi_valle.model import MidiValle
-from midisynth.models.midi_valle.pieces import PieceTokens, stored_codec
+from midisynth.models.midi_valle.pieces import PieceTokens
 from midisynth.models.midi_valle.prompts import PROMPT_SEC
-from midisynth.models.midi_valle.segments import SHORTEST_SEC
 from midisynth.module import MidiDataModule, MidiModule
+from midisynth.stored_parts import store_part
 from midisynth.training.batches import DurationSampler, TimedDataset
 from midisynth.training.sampler import ResumableLoader, trained_position
 
@@ -36,7 +36,7 @@ class MidiValleData(MidiDataModule):
             longest, d + d * d / 10 for d seconds.
         buckets: Groups of similar length that batches are drawn from.
         min_sec: Shortest segment but the last of a recording (seconds).
-        max_sec: Longest segment (seconds); the last of a recording can be longer by 3.
+        max_sec: Longest segment (seconds).
         cuts: "random" cuts at other places in every epoch, "published" always where the original cuts.
         test_sec: Length of the stretches that are generated in a test (seconds).
 
@@ -64,6 +64,9 @@ class MidiValleData(MidiDataModule):
         super().__init__(corpora, batch_size, workers, seed, cache_dir, on_broken)
         if not 0 < min_sec <= max_sec:
             raise UsageError(f"min_sec ({min_sec:g}) and max_sec ({max_sec:g}): expected 0 < min_sec <= max_sec")
+        for name, value in (("max_duration", max_duration), ("buckets", buckets), ("test_sec", test_sec)):
+            if not value >= 1:
+                raise UsageError(f"{name} is {value:g}, expected at least 1")
         self.max_duration = max_duration
         self.buckets = buckets
         self.min_sec, self.max_sec = min_sec, max_sec
@@ -79,15 +82,16 @@ class MidiValleData(MidiDataModule):
         # Training takes segments, rendering whole performances.
         self.collate = collate
         limit = model.codec.note_rows.max_sec
-        for name, seconds in (("max_sec", self.max_sec + SHORTEST_SEC), ("test_sec", self.test_sec + PROMPT_SEC)):
+        for name, seconds in (("max_sec", self.max_sec), ("test_sec", self.test_sec + PROMPT_SEC)):
             if seconds > limit:
                 raise UsageError(f"{name}: segments of up to {seconds:g} s are too long: rows reach {limit:g} s")
 
     def encoder(self) -> PieceTokens:
         """See `PieceTokens`."""
         if self._encoder is None:
-            path, digest = stored_codec(*self._model.codec_source(), self.cache_dir)
-            self._encoder = PieceTokens(path, digest, self.codec.note_rows)
+            # A codec that does not fit is refused before an hour is spent on encoding with it.
+            assert self._model.neural_codec
+            self._encoder = PieceTokens(store_part(self._model, "neural_codec", self.cache_dir), self.codec.note_rows)
         return self._encoder
 
     def setup(self, stage: str) -> None:

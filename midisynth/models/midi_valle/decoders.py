@@ -63,7 +63,7 @@ class CodeDecoder(nn.Module):
     def embed_text(self, notes: Tensor, mask: Tensor | None) -> Tensor:
         """Notes [batch, rows, ...] from `ValleNetwork.embed_notes` -> [batch, rows, dim]; `mask` is for the prenet."""
         width = self.text_embedding.in_features
-        text = self.text_embedding(notes[..., :width])
+        text = self.text_embedding(notes[..., :width].to(self.text_embedding.weight.dtype))
         if self.text_prenet is not None:
             text = self.text_prenet(text, mask)
         placed = notes.shape[-1] > width

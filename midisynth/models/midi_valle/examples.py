@@ -29,6 +29,10 @@ from midisynth.training.batches import Place, TimedDataset
 Cuts = Literal["random", "published"]
 
 
+#: Where limits of cuts leave less at the end of a recording, it is no example (seconds).
+TELLING_SEC = 1.0
+
+
 class Stretch(NamedTuple):
     """Where a segment lies.
 
@@ -46,9 +50,14 @@ class Stretch(NamedTuple):
 
 
 def stretches(
-    prepared: Prepared, cutter: Cutter, points: Sequence[float], seconds: float, random: np.random.Generator
+    prepared: Prepared,
+    cutter: Cutter,
+    points: Sequence[float],
+    seconds: float,
+    random: np.random.Generator,
+    shortest_sec: float,
 ) -> list[Stretch]:
-    """The segments between some points of a recording that are long enough to learn from.
+    """The segments between some points of a recording that are long enough to learn from, or all of a short recording.
 
     Args:
         prepared: The recording.
@@ -56,9 +65,11 @@ def stretches(
         points: Where segments begin (seconds).
         seconds: Length of the recording (seconds).
         random: Chooses neighbours.
+        shortest_sec: What is shorter is left out (seconds).
     """
     bounds = [cutter.frame(point) for point in (*points, seconds)]
-    pairs = [(first, last) for first, last in pairwise(bounds) if last - first >= cutter.frame(SHORTEST_SEC)]
+    shortest = cutter.frame(shortest_sec)
+    pairs = [(first, last) for first, last in pairwise(bounds) if last - first >= shortest]
     pairs = pairs or [(bounds[0], bounds[-1])]
     found = []
     for index, (first, last) in enumerate(pairs):
@@ -111,6 +122,7 @@ class RandomSegments(TimedDataset):
                 raise DataError(f"{part.name}: has no records for training")
         self._cutter, self._seed, self._needs_neighbours = cutter, seed, needs_neighbours
         self._min_sec, self._max_sec, self._cuts = min_sec, max_sec, cuts
+        self._shortest_sec = SHORTEST_SEC if cuts == "published" else min(TELLING_SEC, min_sec)
         self._records = [(prepared, part.weight) for part in parts for prepared in part.prepared]
         self._seconds = [frames_of(prepared) / cutter.frames_per_sec for prepared, _ in self._records]
         self._planned: tuple[int, list[Stretch]] = (-1, [])
@@ -130,7 +142,8 @@ class RandomSegments(TimedDataset):
             for (prepared, weight), seconds in zip(self._records, self._seconds, strict=True):
                 # A weight of 1.5 is one pass, and another one in every second epoch.
                 for _ in range(int(weight) + int(random.random() < weight % 1)):
-                    plan += stretches(prepared, self._cutter, self._points(seconds, random), seconds, random)
+                    points = self._points(seconds, random)
+                    plan += stretches(prepared, self._cutter, points, seconds, random, self._shortest_sec)
             self._planned = epoch, plan
         return self._planned[1]
 
@@ -164,7 +177,7 @@ class EverySegment(Dataset):
             random = np.random.default_rng(0)
             seconds = frames_of(prepared) / cutter.frames_per_sec
             points = random_points(seconds, random, min_sec, max_sec)
-            self._stretches += stretches(prepared, cutter, points, seconds, random)
+            self._stretches += stretches(prepared, cutter, points, seconds, random, min(TELLING_SEC, min_sec))
 
     def __len__(self) -> int:
         return len(self._stretches)
@@ -186,6 +199,9 @@ class Stretches(Dataset):
         cutter: Of the model.
         seconds: Length of a stretch (seconds).
         sample_rate: Of the audio (Hz).
+
+    Raises:
+        DataError: There are recordings, and none is so long.
     """
 
     def __init__(self, parts: Sequence[Part], cutter: Cutter, seconds: float, sample_rate: int):
@@ -197,6 +213,11 @@ class Stretches(Dataset):
             for prepared in part.prepared
             for first in range(0, frames_of(prepared) - self._prompt - self._frames + 1, self._frames)
         ]
+        if not self._places and any(part.prepared for part in parts):
+            raise DataError(
+                f"no recording for testing has the {PROMPT_SEC + seconds:g} s that a prompt and data.test_sec are "
+                "together: lower data.test_sec"
+            )
 
     def __len__(self) -> int:
         return len(self._places)

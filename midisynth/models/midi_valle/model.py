@@ -25,11 +25,19 @@ from midisynth.models.midi_valle.evaluation import evaluate_batch
 from midisynth.models.midi_valle.losses import Losses, NarDraw, PrefixMode, draw_nar
 from midisynth.models.midi_valle.network import NOTE_DIMS, VOCABULARIES, ValleNetwork
 from midisynth.models.midi_valle.neural_codec_model import PianoCodec
-from midisynth.models.midi_valle.pieces import Cutter, Held
-from midisynth.models.midi_valle.prompts import PROMPT_SEC, Prompt, default_prompt, load_prompt
+from midisynth.models.midi_valle.options import check_options, sampling_rules
+from midisynth.models.midi_valle.pieces import Cutter, Held, told
+from midisynth.models.midi_valle.prompts import (
+    PROMPT_SEC,
+    Check,
+    Prompt,
+    default_prompt,
+    load_prompt,
+)
 from midisynth.models.midi_valle.rendering import Cutting, PieceCodec, generate_codes, render_pieces
-from midisynth.models.midi_valle.segments import SHORTEST_SEC, Segment
+from midisynth.models.midi_valle.segments import Segment
 from midisynth.module import MidiModule, Noise, Published, Rendering
+from midisynth.music.notes import Performance
 
 #: What is trained: both language models, the autoregressive one, or the other one.
 Stage = Literal["joint", "ar", "nar"]
@@ -56,6 +64,8 @@ class MidiValle(MidiModule):
         prompt_audio: Recording to sound like; null: the prompt that ships.
         prompt_midi: Notes of the same seconds.
         prompt_sec: What is heard of the prompt (seconds).
+        prompt_check: What happens if the notes of the prompt are not heard in its recording: "stop" refuses it, "warn"
+            says so and goes on.
         temperature: Divides the logits of the first code; 0 always takes the likeliest one.
         top_k: Draw from this many of the likeliest codes; 0: from all.
         top_p: Draw from the fewest likeliest codes that have this probability together; 1: from all.
@@ -105,6 +115,7 @@ class MidiValle(MidiModule):
         prompt_audio: str | None = None,
         prompt_midi: str | None = None,
         prompt_sec: float = PROMPT_SEC,
+        prompt_check: Check = "stop",
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -138,7 +149,7 @@ class MidiValle(MidiModule):
         self.declare_part("neural_codec", load_neural_codec, read_neural_codec)
         note_rows = NoteRows(pedal, compat=compat)
         self.codec = PieceCodec(note_rows, Cutting(min_segment_sec, max_segment_sec, overlap_sec, ring_sec))
-        self._check_options()
+        check_options(self.hparams, note_rows.max_sec)
         self.network = ValleNetwork(
             dim=dim,
             heads=heads,
@@ -161,26 +172,6 @@ class MidiValle(MidiModule):
         self._freeze()
         self._prompt: tuple[tuple[Any, ...], Prompt] | None = None
 
-    def _check_options(self) -> None:
-        options = self.hparams
-        self.sampling_rules()
-        if (options.prompt_audio is None) != (options.prompt_midi is None):
-            missing = "prompt_midi" if options.prompt_midi is None else "prompt_audio"
-            raise UsageError(f"{missing} is missing: a prompt is a recording and the notes that are played in it")
-        if options.codebooks == 1 and options.train_stage == "nar":
-            raise UsageError("train_stage nar needs more than one of codebooks")
-        if options.note_positions == "onset" and options.prefix_mode in (2, 4):
-            raise UsageError(f"note_positions onset needs prefix_mode 0 or 1 (it is {options.prefix_mode})")
-        if not 2 * options.overlap_sec <= options.min_segment_sec <= options.max_segment_sec:
-            raise UsageError("expected 2 * overlap_sec <= min_segment_sec <= max_segment_sec")
-        limit = self.codec.note_rows.max_sec
-        seconds = options.max_segment_sec + SHORTEST_SEC + options.overlap_sec + options.ring_sec + options.prompt_sec
-        if seconds > limit:
-            raise UsageError(
-                f"max_segment_sec is {options.max_segment_sec:g}: with its prompt a segment can be {seconds:g} s long, "
-                f"and rows of notes reach {limit:g} s"
-            )
-
     # Neural codec
 
     @property
@@ -198,10 +189,6 @@ class MidiValle(MidiModule):
                 f"{options.codebooks} of {options.bins}"
             )
         return codec.to(self.device)
-
-    def codec_source(self) -> tuple[str, bytes | None]:
-        """Reference of the neural codec, and what a checkpoint carried of it."""
-        return self.hparams.neural_codec, self._parts.content("neural_codec")
 
     @property
     def frames_per_sec(self) -> float:
@@ -315,10 +302,20 @@ class MidiValle(MidiModule):
 
     def sampling_rules(self) -> SamplingRules:
         """How the first code of a frame is drawn."""
-        options = self.hparams
-        return SamplingRules(options.temperature, options.top_k, options.top_p)
+        return sampling_rules(self.hparams)
+
+    def _check_precision(self) -> None:
+        if self.dtype.itemsize < 4:
+            raise UsageError(
+                f"trainer.precision: the neural codec needs more than {self.dtype}: with bf16-mixed the language "
+                "models alone are in half precision"
+            )
+
+    def on_test_start(self) -> None:
+        self._check_precision()
 
     def on_predict_start(self) -> None:
+        self._check_precision()
         # What is wrong with the prompt is wrong for every input.
         self.prompt()
 
@@ -329,19 +326,25 @@ class MidiValle(MidiModule):
             MidisynthError: It cannot be used.
         """
         options = self.hparams
-        key = options.prompt_audio, options.prompt_midi, options.prompt_sec, options.neural_codec
+        names = ("prompt_audio", "prompt_midi", "prompt_sec", "prompt_check", "neural_codec")
+        key = tuple(options[name] for name in names)
         if self._prompt is None or self._prompt[0] != key:
             audio, midi = default_prompt()
             if options.prompt_audio is not None:
                 audio, midi = Path(options.prompt_audio).expanduser(), Path(options.prompt_midi).expanduser()
-            found = load_prompt(audio, midi, self.neural_codec, self.codec.note_rows, options.prompt_sec)
+            rows, seconds, check = self.codec.note_rows, options.prompt_sec, options.prompt_check
+            with torch.autocast(self.device.type, enabled=False):
+                found = load_prompt(audio, midi, self.neural_codec, rows, seconds, check, self.device)
             self._prompt = key, replace(found, codes=found.codes[:, : options.codebooks])
         return self._prompt[1]
 
+    def played(self, segment: Segment) -> Performance:
+        """What of a segment the network is told."""
+        return told(segment, self.hparams.held)
+
     def prompted_rows(self, prompt: Prompt, segment: Segment) -> Tensor:
         """Note rows of a prompt and of a segment behind it, [note rows, columns]."""
-        performance = segment.struck if self.hparams.held == "drop" else segment.performance
-        return torch.from_numpy(self.codec.note_rows.encode(prompt.followed_by(performance)))
+        return torch.from_numpy(self.codec.note_rows.encode(prompt.followed_by(self.played(segment))))
 
     def generate(
         self,

@@ -96,7 +96,8 @@ class ValleNetwork(nn.Module):
             return embedded
         # The first and the last row, and padding, are no notes: they stand at the start.
         onset = ((rows[..., -1] - SPECIALS) * PER_BAR + rows[..., -2] - SPECIALS).clamp(min=0)
-        return torch.cat([embedded, (onset * self.note_frames).to(embedded)[..., None]], dim=-1)
+        # In a type that has room for positions, whatever that of the tables is.
+        return torch.cat([embedded, (onset * self.note_frames)[..., None]], dim=-1)
 
     def stage_parameters(self, train_stage: TrainStage) -> list[nn.Parameter]:
         """What a training stage trains.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,15 +13,13 @@ import torch
 from torch import Tensor
 
 from midisynth.audio.neural_codec import NeuralCodec
-from midisynth.checkpoints import packed, unpacked
 from midisynth.datasets.cache import Prepared
 from midisynth.datasets.corpus import Record
-from midisynth.datasets.files import replacing
-from midisynth.errors import CheckpointError, DataError
+from midisynth.errors import DataError
 from midisynth.models.midi_valle.codec import NoteRows
-from midisynth.models.midi_valle.codecs import read_neural_codec
 from midisynth.models.midi_valle.segments import Segment, segment
 from midisynth.music.notes import Performance
+from midisynth.stored_parts import StoredPart
 
 #: Raised when the arrays change.
 VERSION = 1
@@ -36,33 +33,23 @@ TAIL_SEC = 3.0
 Held = Literal["drop", "strike"]
 
 
-@lru_cache(maxsize=2)
-def _opened(path: Path) -> Any:
-    model = unpacked(path.read_bytes(), str(path))
-    if not isinstance(model, NeuralCodec):
-        raise CheckpointError(f"{path}: is no neural codec")
-    return model
-
-
 @dataclass(frozen=True)
 class PieceTokens:
     """Makes what is kept of a recording (`midisynth.datasets.cache.Encoder`); this alone goes to other processes.
 
     Attributes:
-        neural_codec: File with the codec, see `stored_codec`.
-        digest: Of that file.
+        neural_codec: The codec.
         note_rows: Reads the notes.
     """
 
-    neural_codec: Path
-    digest: str
+    neural_codec: StoredPart
     note_rows: NoteRows
 
     @property
     def key(self) -> Mapping[str, Any]:
         """What shapes the arrays."""
         rows = self.note_rows
-        return {"version": VERSION, "codec": self.digest, "pedal": rows.pedal, "compat": rows.compat}
+        return {"version": VERSION, "codec": self.neural_codec.digest, "pedal": rows.pedal, "compat": rows.compat}
 
     def __call__(self, record: Record) -> dict[str, np.ndarray]:
         """Arrays of the recording: "codes" [frames, codebooks], "frames" [], "notes" and "controls" as in
@@ -74,7 +61,7 @@ class PieceTokens:
         performance = self.note_rows.playable(record.performance())
         if len(performance.notes) == 0:
             raise DataError("has no notes of a piano")
-        codec = _opened(self.neural_codec)
+        codec = self.neural_codec.load()
         audio = record.waveform(codec.sample_rate)
         codes = encode_blocks(codec, audio if audio.ndim == 1 else audio.mean(dim=0))
         last = int(np.ceil((performance.end_sec + TAIL_SEC) * codec.sample_rate / codec.hop))
@@ -96,25 +83,9 @@ def encode_blocks(codec: NeuralCodec, audio: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def stored_codec(reference: str, content: bytes | None, folder: Path) -> tuple[Path, str]:
-    """Put a neural codec where every process finds it.
-
-    Args:
-        reference: A checkpoint, as `midisynth.checkpoints.load_model` takes it.
-        content: What a checkpoint carried of it, or None.
-        folder: Of prepared data.
-
-    Returns:
-        Its file, which is named after what is in it, and the SHA-256 of that.
-    """
-    content = content or read_neural_codec(reference) or packed(reference)
-    digest = hashlib.sha256(content).hexdigest()
-    path = folder / f"neural-codec-{digest[:16]}.safetensors"
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
-            file.write(content)
-    return path, digest
+def told(cut_out: Segment, held: Held) -> Performance:
+    """What of a segment a model is told."""
+    return cut_out.struck if held == "drop" else cut_out.performance
 
 
 @dataclass(frozen=True)
@@ -169,7 +140,7 @@ class Cutter:
 
     def played(self, cut_out: Segment) -> Performance:
         """What of a segment the model is told."""
-        return cut_out.struck if self.held == "drop" else cut_out.performance
+        return told(cut_out, self.held)
 
     def performance(self, prepared: Prepared) -> Performance:
         """Notes and controllers of a recording."""

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,8 +24,11 @@ from midisynth.models.midi_valle.codec import FINE_TICKS, NoteRows, in_seconds
 from midisynth.models.midi_valle.segments import PUBLISHED_TICKS, segment
 from midisynth.music.notes import Performance
 
+#: What becomes of a prompt whose notes are not heard in its audio.
+Check = Literal["stop", "warn"]
+
 #: Longest prompt that the published model takes, and the shortest that says anything (seconds).
-PROMPT_SEC, SHORTEST_SEC = 3.0, 1.0
+PROMPT_SEC, SHORTEST_PROMPT_SEC = 3.0, 1.0
 #: Audio whose peak is below is silent (-60 dB).
 SILENCE = 1e-3
 #: Pauses at the end, and differences in length, from here on are worth a word (seconds).
@@ -81,7 +85,8 @@ def load_prompt(
     codec: NeuralCodec,
     note_rows: NoteRows,
     max_sec: float = PROMPT_SEC,
-    check: bool = True,
+    check: Check = "stop",
+    device: torch.device | str = "cpu",
 ) -> Prompt:
     """Read the first seconds of a recording and of its notes.
 
@@ -94,7 +99,8 @@ def load_prompt(
         codec: Of the model.
         note_rows: Of the model.
         max_sec: Longest prompt (seconds).
-        check: Refuse audio and notes that do not belong together.
+        check: What happens if audio and notes do not seem to belong together: "stop" refuses them, "warn" says so.
+        device: Of the codec.
 
     Raises:
         AudioError: The audio cannot be read, is silent or too short.
@@ -110,13 +116,17 @@ def load_prompt(
             f"has no notes in the {seconds:.1f} s of the prompt: its first one begins at "
             f"{whole.notes['onset_sec'].min():.1f} s",
         )
-    if check:
-        _check_agreement(audio, codec.sample_rate, performance.notes, Path(midi_path), Path(audio_path))
     warnings = [f"{midi_path}: {text}" for text in whole.warnings]
-    if whole.end_sec > seconds + REMARKABLE_SEC:
+    if (doubt := _disagreement(audio, codec.sample_rate, performance.notes)) is not None:
+        text = f"its notes are not those that are heard in {Path(audio_path).name}: {doubt}"
+        if check == "stop":
+            raise MidiError(midi_path, f"{text}; model.prompt_check: warn takes them all the same")
+        warnings.append(f"{midi_path}: {text}")
+    if seconds + REMARKABLE_SEC < min(whole.end_sec, max_sec):
         warnings.append(f"{midi_path}: only the first {seconds:.1f} s are used, which is how long the prompt is")
     if performance.end_sec < seconds - REMARKABLE_SEC:
         warnings.append(f"{midi_path}: has no notes in the last {seconds - performance.end_sec:.1f} s of the prompt")
+    audio = audio.to(device)
     with torch.no_grad():
         codes = codec.encode(audio[None])[0]
     if note_rows.compat:
@@ -145,27 +155,26 @@ def _read_audio(path: Path, codec: NeuralCodec, max_sec: float) -> Tensor:
         if samples >= wanted:
             break
     audio = torch.cat(blocks)[:wanted]
-    audio = audio[: len(audio) // codec.hop * codec.hop]
     seconds = len(audio) / codec.sample_rate
-    if seconds < SHORTEST_SEC:
-        raise AudioError(path, f"is too short for a prompt: {seconds:.2f} s, at least {SHORTEST_SEC:g} s are needed")
+    if seconds < SHORTEST_PROMPT_SEC:
+        needed = f"at least {SHORTEST_PROMPT_SEC:g} s are needed"
+        raise AudioError(path, f"is too short for a prompt: {seconds:.2f} s, {needed}")
     if audio.abs().max() < SILENCE:
         raise AudioError(path, f"is silent in its first {seconds:.1f} s: choose a stretch in which the piano plays")
-    return audio
+    return audio[: len(audio) // codec.hop * codec.hop]
 
 
-def _check_agreement(audio: Tensor, rate: int, notes: np.ndarray, midi_path: Path, audio_path: Path) -> None:
-    """Refuse notes that are not heard in [samples] where they should be."""
+def _disagreement(audio: Tensor, rate: int, notes: np.ndarray) -> str | None:
+    """What to do about notes that are not heard in [samples] where they should be; None if they are."""
     evidence = note_evidence(audio, rate)
     if evidence(notes) >= AGREEMENT_DB:
-        return
+        return None
     shifted = [evidence(_moved(notes, shift)) for shift in SHIFTS_SEC]
     best = int(np.argmax(shifted))
-    cure = "check that both are of the same seconds"
-    if shifted[best] >= 3 * AGREEMENT_DB:
-        cure = f"they would agree if the notes came {abs(SHIFTS_SEC[best]):.2f} s "
-        cure += "later" if SHIFTS_SEC[best] > 0 else "earlier"
-    raise MidiError(midi_path, f"its notes are not those that are heard in {audio_path.name}: {cure}")
+    if shifted[best] < 3 * AGREEMENT_DB:
+        return "check that both are of the same seconds"
+    direction = "later" if SHIFTS_SEC[best] > 0 else "earlier"
+    return f"they would agree if the notes came {abs(SHIFTS_SEC[best]):.2f} s {direction}"
 
 
 def _moved(notes: np.ndarray, shift_sec: float) -> np.ndarray:

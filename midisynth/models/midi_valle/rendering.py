@@ -100,6 +100,20 @@ class Job(NamedTuple):
     segment: Segment
 
 
+class Context(NamedTuple):
+    """What a segment continues.
+
+    Attributes:
+        codes: Of what is heard before it, [frames, codebooks].
+        notes: How many are played in that.
+        rows: Note rows of both, [note rows, columns].
+    """
+
+    codes: Tensor
+    notes: int
+    rows: Tensor
+
+
 def render_pieces(
     model: MidiValle, pieces: Sequence[Mapping[str, Any]], noise: Noise
 ) -> Iterator[tuple[int, Rendering]]:
@@ -134,42 +148,48 @@ def _generated(
     before: tuple[Job, Tensor] | None = None
     for start in range(0, len(jobs), size):
         chosen = jobs[start : start + size]
-        used = prompt
         if continued and before is not None and before[0].position == chosen[0].position:
             performance = pieces[chosen[0].position]["performance"]
-            used = _continued(
-                prompt, performance, before[0].segment, before[1], chosen[0].segment, model.frames_per_sec
-            )
+            contexts = [_continued(model, performance, before[0].segment, before[1], chosen[0].segment, prompt)]
+        else:
+            contexts = [
+                Context(prompt.codes, len(prompt.performance.notes), model.prompted_rows(prompt, job.segment))
+                for job in chosen
+            ]
         codes = model.generate(
-            [model.prompted_rows(used, job.segment) for job in chosen],
-            [used.codes] * len(chosen),
+            [context.rows for context in contexts],
+            [context.codes for context in contexts],
             [math.ceil(job.segment.seconds * model.frames_per_sec) for job in chosen],
             [noise.generator(job.position, job.index) for job in chosen],
-            prompt_notes=[len(used.performance.notes)] * len(chosen),
+            prompt_notes=[context.notes for context in contexts],
         )
         before = chosen[-1], codes[-1]
-        for one in codes:
-            yield sound_of(model, used.codes, one)
+        for context, one in zip(contexts, codes, strict=True):
+            yield sound_of(model, context.codes, one)
 
 
 def _continued(
-    prompt: Prompt, performance: Performance, before: Segment, codes: Tensor, following: Segment, frames_per_sec: float
-) -> Prompt:
-    """What was generated just before a segment, as its prompt, as long as the first one.
+    model: MidiValle, performance: Performance, before: Segment, codes: Tensor, following: Segment, prompt: Prompt
+) -> Context:
+    """What was generated just before a segment, at most as long as the prompt.
+
+    Its notes and those of the segment are one stretch of the piece, as in training: a note that sounds on from one into
+    the other is not cut between them.
 
     Args:
-        prompt: The first one.
+        model: For its options.
         performance: The whole piece.
         before: The segment before.
         codes: Of that, [frames, codebooks].
         following: The segment that is to be generated.
-        frames_per_sec: Of the codes.
+        prompt: The first one.
     """
-    last = round((following.start_sec - before.start_sec) * frames_per_sec)
-    first = max(last - len(prompt.codes), 0)
-    start_sec = before.start_sec + first / frames_per_sec
-    heard = segment(performance, start_sec, following.start_sec)
-    return Prompt(codes[first:last], (last - first) / frames_per_sec, heard.performance, heard.seconds)
+    last = round((following.start_sec - before.start_sec) * model.frames_per_sec)
+    heard = codes[max(last - len(prompt.codes), 0) : last]
+    seconds = len(heard) / model.frames_per_sec
+    stretch = model.played(segment(performance, following.start_sec - seconds, following.end_sec))
+    notes = int((stretch.notes["onset_sec"] < seconds).sum())
+    return Context(heard, notes, torch.from_numpy(model.codec.note_rows.encode(stretch)))
 
 
 @torch.no_grad()
@@ -186,8 +206,10 @@ def sound_of(model: MidiValle, before: Tensor, codes: Tensor) -> Tensor:
     """
     codec = model.neural_codec
     before = before[max(len(before) - round(LOOKBACK_SEC * model.frames_per_sec), 0) :].to(codes)
-    audio = codec.decode(torch.cat([before, codes])[None])[0]
-    return audio[len(before) * codec.hop :].float().cpu()
+    # The codec is not what takes the time, and half precision in it would be heard.
+    with torch.autocast(model.device.type, enabled=False):
+        audio = codec.decode(torch.cat([before, codes])[None])[0]
+    return audio[len(before) * codec.hop :].cpu()
 
 
 def generate_codes(
@@ -202,7 +224,7 @@ def generate_codes(
     rules = model.sampling_rules()
     uniforms = None
     if not rules.greedy:
-        uniforms = [torch.rand(max(frames), generator=g).to(model.device) for g in generators]
+        uniforms = [torch.rand(count, generator=g) for count, g in zip(frames, generators, strict=True)]
     return generate(
         model.network,
         [one.to(model.device) for one in rows],

@@ -19,7 +19,7 @@ from midisynth.music.pedal import extend_by_pedal
 
 #: Distances of boundaries, those of the published model (seconds).
 MIN_SEC, MAX_SEC = 15.0, 20.0
-#: No segment of several is shorter (seconds).
+#: No segment of several is shorter, if limits of the others allow it (seconds).
 SHORTEST_SEC = 3.0
 #: Sound after the end of the last note (seconds).
 RING_SEC = 1.0
@@ -73,7 +73,8 @@ def cut(
     Args:
         performance: As `NoteRows.read` returns it.
         min_sec: Shortest distance of boundaries (seconds).
-        max_sec: Longest distance of boundaries (seconds), at least `min_sec` and `SHORTEST_SEC` together.
+        max_sec: Longest distance of boundaries (seconds). Where it leaves room, no segment of several is shorter than
+            `SHORTEST_SEC`.
         overlap_sec: Every segment but the first begins so much earlier than its boundary (seconds).
         ring_sec: The last segment ends so long after the end of the last note (seconds).
         points: Boundaries from 0 on, such as `random_points` draws; None: `musical_points`.
@@ -127,7 +128,7 @@ def musical_points(performance: Performance, min_sec: float = MIN_SEC, max_sec: 
     points = [0.0]
     while performance.end_sec - points[-1] > max_sec:
         first = points[-1] + min_sec
-        last = min(points[-1] + max_sec, performance.end_sec - SHORTEST_SEC)
+        last = min(points[-1] + max_sec, performance.end_sec - _rest(min_sec, max_sec))
         candidates = [*onsets[(onsets >= first) & (onsets < last)].tolist(), last]
         points.append(min(candidates, key=lambda time: (keys.held(time), strings.held(time), -keys.pause(time))))
     return points
@@ -164,8 +165,13 @@ def random_points(
     """
     points = [0.0]
     while (left := duration_sec - points[-1]) > max_sec:
-        points.append(points[-1] + float(random.uniform(min_sec, min(max_sec, left - SHORTEST_SEC))))
+        points.append(points[-1] + float(random.uniform(min_sec, min(max_sec, left - _rest(min_sec, max_sec)))))
     return points
+
+
+def _rest(min_sec: float, max_sec: float) -> float:
+    """What a boundary leaves behind it at least (seconds): never so much that it would come before `min_sec`."""
+    return min(SHORTEST_SEC, max_sec - min_sec)
 
 
 def published_points(duration_sec: float) -> list[float]:

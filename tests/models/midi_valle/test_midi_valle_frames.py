@@ -181,7 +181,8 @@ def test_bfloat16_under_autocast():
 
 def losses(built: ValleNetwork, rows: list[Tensor], codes: list[Tensor], prefix: int = 2):
     text, frames = Padded.of(rows, CPU), Padded.of(codes, CPU)
-    return built(text.values, text.lengths, frames.values, frames.lengths, NarDraw(1, prefix))
+    padded = frames.values.masked_fill(~frames.mask[..., None], 10**6)
+    return built(text.values, text.lengths, padded, frames.lengths, NarDraw(1, prefix))
 
 
 @pytest.mark.parametrize("prenet", [False, True])
@@ -193,6 +194,22 @@ def test_losses_do_not_depend_on_padding(prenet):
     torch.testing.assert_close(losses(built, rows, codes, prefix=0).total, sum(alone))
     built.count_padding = True
     assert losses(built, rows, codes, prefix=0).total > sum(alone) + 0.1
+
+
+@torch.no_grad()
+def test_a_prefix_from_within_is_not_predicted():
+    """It is heard with all codebooks: its frames count as little as padding."""
+    rows, codes, _, _ = segments()
+    built = network(prefix_mode=2)
+    text, frames = Padded.of(rows, CPU), Padded.of(codes, CPU)
+    draw = NarDraw(1, 2, starts=torch.tensor([1, 3, 0]))
+    notes = built.nar.embed_text(built.embed_notes(text.values), text.mask)
+    logits, targets = built.nar(notes, text.mask, frames.values, frames.mask, draw)
+    counted = frames.mask.clone()
+    for row, start in zip(counted, draw.starts.tolist(), strict=True):
+        row[start : start + 2] = False
+    assert logits.shape[:2] == targets.shape
+    assert targets.equal(frames.values[..., 1].masked_fill(~counted, built.nar.ignored))
 
 
 def test_published_size():

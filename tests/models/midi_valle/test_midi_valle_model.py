@@ -24,6 +24,7 @@ from midisynth.models.midi_valle.checkpoint import own_name
 from midisynth.models.midi_valle.codecs import UNTRAINED, load_neural_codec
 from midisynth.models.midi_valle.examples import collate_segments
 from midisynth.models.midi_valle.prompts import default_prompt
+from midisynth.models.midi_valle.rendering import sound_of
 from midisynth.module import Item, Noise
 from midisynth.music.midi import write_midi
 from midisynth.testing_inputs import performance_of
@@ -101,9 +102,10 @@ def test_stages_train_what_they_should(options: dict[str, Any], expected: set[st
         {"prefix_mode": 4},
         {"architecture": "vall_f"},
         {"note_positions": "onset"},
-        {"prenet": True, "norm_first": False, "share_embedding": False, "prepend_bos": True, "nar_scale": 0.5},
+        {"prenet": True, "norm_first": False, "share_embedding": False, "prepend_bos": True},
+        {"share_embedding": False, "layers": 2, "nar_scale": 0.5},
     ],
-    ids=["mode 0", "mode 2", "mode 4", "VALL-F", "onsets", "others"],
+    ids=["mode 0", "mode 2", "mode 4", "VALL-F", "onsets", "others", "narrow"],
 )
 def test_variants_learn(options: dict[str, Any]):
     model = built(**options, dropout=0.0)
@@ -154,7 +156,13 @@ def test_a_stage_starts_from_the_one_before(tmp_path: Path):
         ({"codebooks": 1, "train_stage": "nar"}, "train_stage nar needs more than one of codebooks"),
         ({"note_positions": "onset", "prefix_mode": 4}, "note_positions onset needs prefix_mode 0 or 1 (it is 4)"),
         ({"max_segment_sec": 1.0}, "expected 2 * overlap_sec <= min_segment_sec <= max_segment_sec"),
-        ({"max_segment_sec": 28.0}, "max_segment_sec is 28: with its prompt a segment can be 33.2 s long"),
+        ({"max_segment_sec": 30.0}, "max_segment_sec is 30: with its prompt a segment can be 32.2 s long"),
+        ({"compat": "published", "pedal": True}, "compat published knows keys alone: leave pedal out"),
+        ({"prompt_sec": 0.5}, "prompt_sec is 0.5, expected at least 1"),
+        ({"segments_per_batch": 0}, "segments_per_batch is 0, expected at least 1"),
+        ({"overlap_sec": -0.1}, "overlap_sec is -0.1, expected at least 0"),
+        ({"heads": 3}, "dim, heads and layers are 16, 3 and 1: expected an even dim that heads divide"),
+        ({"nar_scale": 0.5}, "dim, heads and layers times nar_scale are 8, 1 and 0: expected"),
     ],
 )
 def test_options_that_do_not_fit_are_an_error_in_a_line(options: dict[str, Any], complaint: str):
@@ -208,7 +216,7 @@ def test_whole_performances_are_rendered(files: list[Path]):
         assert model.duration_sec({"performance": performance}) == pytest.approx(len(audio) / 32000, abs=1e-4)
         # Nothing is left silent.
         assert audio.unfold(0, 3200, 3200).abs().amax(dim=1).min() > 1e-3
-    assert len(model.codec.segments(model.codec.encode(files[0])["performance"])) == 4
+    assert len(model.codec.segments(model.codec.encode(files[0])["performance"])) == 3
     model.hparams.segments_per_batch = 2
     for one, other in zip(together, rendered(model, files), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
@@ -221,16 +229,75 @@ def test_whole_performances_are_rendered(files: list[Path]):
     assert not torch.allclose(continued[0], together[0], atol=1e-3)
 
 
+@pytest.mark.parametrize("held", ["drop", "strike"])
+def test_a_segment_continues_the_one_before(held: str, tmp_path: Path):
+    """Prompt and segment are one stretch of the piece: every note at its time, and none cut between them."""
+    model = built(context="previous", held=held, temperature=0.0)
+    path = tmp_path / "piece.mid"
+    # A bass through all of it, which sounds across every joint.
+    rows = [(0.7 * index, 0.4, 60 + index, 80, 0) for index in range(11)]
+    write_midi(performance_of([*rows, *((1.3 * index, 1.2, 40, 80, 0) for index in range(6))]), path)
+    calls: list[tuple] = []
+    seeds: list[int] = []
+
+    def generate(rows, prompts, frames, generators, prompt_notes):
+        codes = MidiValle.generate(model, rows, prompts, frames, generators, prompt_notes)
+        calls.append((rows[0], prompts[0], prompt_notes[0], codes[0]))
+        seeds.append(generators[0].initial_seed())
+        return codes
+
+    model.generate = generate  # type: ignore[method-assign]
+    rendered(model, [path])
+    performance = model.codec.encode(path)["performance"]
+    segments = model.codec.segments(performance)
+    assert len(calls) == len(segments) == len(set(seeds)) >= 3
+    for (*_, before), (found, prompt, heard, _), one, two in zip(
+        calls, calls[1:], segments, segments[1:], strict=False
+    ):
+        last = round((two.start_sec - one.start_sec) * 50)
+        torch.testing.assert_close(prompt, before[last - 50 : last])
+        played = model.codec.note_rows.decode(found.numpy()).notes
+        onset = performance.notes["onset_sec"] - (two.start_sec - 1.0)
+        ends = np.minimum(onset + performance.notes["duration_sec"], two.end_sec - two.start_sec + 1.0)
+        begins = (onset >= 0) & (onset < two.seconds + 1.0)
+        if held == "strike":
+            begins |= (onset < 0) & (ends > 0)
+        wanted = np.maximum(onset[begins], 0)
+        np.testing.assert_allclose(np.sort(played["onset_sec"]), np.sort(wanted), atol=0.004)
+        lengths = played["duration_sec"].sum(), (ends[begins] - wanted).sum()
+        assert lengths[0] == pytest.approx(lengths[1], abs=0.01 * len(played))
+        assert heard == (wanted < 1.0).sum()
+
+
+def test_the_codec_keeps_its_precision(files: list[Path]):
+    """Under autocast language models are in half precision, and what is heard is not."""
+    model = built().eval()
+    codes = torch.randint(0, 64, (40, 4))
+    prompt = model.prompt()
+    again = built().eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        halved = sound_of(model, prompt.codes, codes)
+        torch.testing.assert_close(again.prompt().codes, prompt.codes)
+    assert halved.dtype == torch.float32
+    torch.testing.assert_close(halved, sound_of(model, prompt.codes, codes), rtol=0, atol=0)
+    # Behind what comes before, as one sound.
+    whole = model.neural_codec.decode(torch.cat([prompt.codes, codes])[None])[0]
+    torch.testing.assert_close(halved, whole[len(prompt.codes) * 640 :].detach())
+
+
 def test_notes_at_their_onsets_need_no_count():
     """Silent rows between change what is counted, and not where a note stands."""
-    rows = torch.from_numpy(NoteRows().encode(performance_of([(0.5, 0.2, 60, 70, 0), (2.5, 0.2, 64, 70, 0)])))
+    rows = torch.from_numpy(NoteRows().encode(performance_of([(0.5, 0.2, 60, 70, 0), (8.02, 0.2, 64, 70, 0)])))
     more = torch.cat([rows[:2], rows[1:2], rows[2:]])
     for note_positions, same in (("onset", True), ("count", False)):
         network = built(note_positions=note_positions).eval().network
         one, other = (network.ar.embed_text(network.embed_notes(found[None]), None)[0] for found in (rows, more))
         assert torch.allclose(one[2], other[3]) == same
-    notes = built(note_positions="onset").network.embed_notes(rows[None])[0]
-    torch.testing.assert_close(notes[:, -1], torch.tensor([0.0, 25.0, 125.0, 0.0]))
+    network = built(note_positions="onset").network
+    for notes in (network.embed_notes(rows[None])[0], network.bfloat16().embed_notes(rows[None])[0]):
+        # Bfloat16 knows every second number from 256 on.
+        torch.testing.assert_close(notes[:, -1], torch.tensor([0.0, 25.0, 401.0, 0.0]), rtol=0, atol=0.1)
+    assert network.ar.embed_text(network.embed_notes(rows[None]), None).dtype == torch.bfloat16
 
 
 def test_greedy_has_no_seed(files: list[Path]):
@@ -251,6 +318,21 @@ def test_the_prompt_is_heard(files: list[Path], tmp_path: Path):
         sounds.append(rendered(model, files[1:])[0])
     torch.testing.assert_close(sounds[0], sounds[1], rtol=0, atol=1e-4)
     assert not torch.allclose(sounds[0], sounds[2], atol=1e-3)
+
+
+def test_rows_are_those_of_the_prompt_and_of_the_segment(files: list[Path]):
+    model = built()
+    prompt, codec = model.prompt(), model.codec.note_rows
+    segment = model.codec.segments(model.codec.encode(files[0])["performance"])[1]
+    rows = model.prompted_rows(prompt, segment).numpy()
+    alone = codec.encode(prompt.performance)
+    count = len(alone) - 2
+    assert count == len(prompt.performance.notes) > 0
+    np.testing.assert_array_equal(rows[: count + 1], alone[:-1])
+    played = codec.decode(rows[count + 1 :]).notes
+    wanted = segment.struck.notes
+    np.testing.assert_array_equal(played["pitch"], wanted["pitch"])
+    np.testing.assert_allclose(played["onset_sec"], wanted["onset_sec"] + prompt.seconds, atol=0.004)
 
 
 def test_a_checkpoint_is_enough(files: list[Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]):

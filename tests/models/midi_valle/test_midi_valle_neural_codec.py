@@ -17,12 +17,13 @@ from safetensors.torch import save_file
 
 from midisynth.audio.neural_codec import EncodecCodec, EncodecOptions, NeuralCodec
 from midisynth.checkpoints import load_model, save_weights
+from midisynth.embeddings import load_embedding
 from midisynth.errors import CheckpointError, TensorMismatch, UsageError
-from midisynth.evaluation import load_embedding
-from midisynth.metrics.embeddings import embed_file
-from midisynth.models.midi_valle import PianoCodec
+from midisynth.metrics.embeddings import CodecEmbedding, embed_file
+from midisynth.models.midi_valle import NoteRows, PianoCodec
 from midisynth.models.midi_valle.codebooks import CodebookLearner
 from midisynth.models.midi_valle.neural_codec_model import load_codec, read_codec
+from midisynth.models.midi_valle.prompts import default_prompt, load_prompt
 from midisynth.module import Item, Noise
 
 SIZES = {"sample_rate": 8000, "ratios": [5, 4], "dim": 8, "filters": 4, "codebooks": 3, "bins": 16, "lstm_layers": 1}
@@ -363,6 +364,14 @@ def test_latents_are_an_embedding(trained, tmp_path):
     assert not torch.equal(embed_file(path, network, cache=True), kept)
     with pytest.raises(CheckpointError, match=r"vocoder_piano is a NeuralVocoder, not a neural codec"):
         load_embedding("codec", "vocoder_piano")
+
+
+def test_the_codec_may_be_on_another_device():
+    """Of this one, which every machine has, shapes alone can be asked."""
+    codec = PianoCodec(**{**SIZES, "ratios": [20, 20]}).to("meta")
+    assert CodecEmbedding(codec, "codec", "1").dim == 8
+    prompt = load_prompt(*default_prompt(), codec, NoteRows(), device="meta")
+    assert prompt.codes.shape == (60, 3) and prompt.codes.device.type == "meta"
 
 
 def test_folders_are_compared_file_by_file(trained, tmp_path, capsys):

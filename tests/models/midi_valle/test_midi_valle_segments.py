@@ -111,6 +111,19 @@ def test_short_pieces_and_tails(seconds):
         assert len(points) == 1 or lengths[-1] >= SHORTEST_SEC
 
 
+@pytest.mark.parametrize(("shortest", "longest"), [(2.0, 2.5), (1.0, 2.0), (2.0, 2.0), (3.5, 5.5)])
+def test_close_limits_are_kept(shortest, longest):
+    """Where there is no room for a long rest, boundaries still go forwards."""
+    performance = performance_of([(0.31 * number, 0.2, 60) for number in range(50)])
+    for points in (
+        musical_points(performance, shortest, longest),
+        random_points(performance.end_sec, np.random.default_rng(0), shortest, longest),
+    ):
+        lengths = np.diff([*points, performance.end_sec])
+        assert (lengths <= longest + 1e-9).all() and (lengths[:-1] >= shortest - 1e-9).all()
+        assert lengths[-1] >= longest - shortest - 1e-9
+
+
 def test_random_points_differ():
     random = np.random.default_rng(0)
     assert random_points(200.0, random)[1:] != random_points(200.0, random)[1:]
