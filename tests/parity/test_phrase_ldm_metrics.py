@@ -14,6 +14,7 @@ from midisynth.metrics.structure import (
     bar_vectors,
     bright_ratio,
     latent_distance,
+    mean_distance,
     recurrence_by_lag,
     section_recurrence,
     self_similarity,
@@ -69,6 +70,13 @@ def test_structure(folder, values, close):
     assert section_recurrence(similarity, 0.6, 2) == close(values["srs_thr0.6_min2"])
     assert recurrence_by_lag(similarity, 0.5) == close(values["srs_simple_thr0.5"])
     assert bright_ratio(similarity, 0.5) == close(values["bright_ratio_0.5"])
+
+
+def test_diversity(folder, values, close):
+    """The stored value is that of the song before its end repeats its beginning, of single phrases."""
+    similarity = folder["ssm"]
+    bars = next((lag for lag in range(1, len(similarity)) if (similarity.diagonal(lag) > 0.9).all()), len(similarity))
+    assert mean_distance(folder["song"][: 4 * bars]) == close(values["diversity"])
 
 
 def test_end_of_song(folder, values):

@@ -17,7 +17,8 @@ from midisynth.models.phrase_ldm.codec import PhraseCodec
 from midisynth.models.phrase_ldm.remiz import Bar, bars_from_performance, performance_from_bars
 from midisynth.models.phrase_ldm.sections import Section, parse_sections, plan_text, prompt, spans
 from midisynth.models.phrase_ldm.texts import bar_text, parse, phrases
-from midisynth.models.phrase_ldm.vocabulary import BAR, INST, TOKENS, to_ids, to_text
+from midisynth.models.phrase_ldm.units import Unit, units_of_bars
+from midisynth.models.phrase_ldm.vocabulary import BAR, INST, SEP, TOKENS, to_ids, to_text
 from midisynth.music.keys import KEY_PROFILES, pitch_class_histogram
 from midisynth.music.midi import read_midi
 from midisynth.music.notes import Performance
@@ -192,10 +193,18 @@ def test_key_normalization(root, fixture, pop909, raw, normalized):
 
 def test_corpora(pop909, normalized):
     corpus = pop909["corpus"]
-    assert list(rows.phrase_lines(normalized)) == corpus["phrase"]
-    assert list(rows.bar_lines(normalized)) == corpus["bar_multitrack"]
+    slots = [to_ids(text) for bar in normalized for text in (*phrases(bar), *[INST] * (3 - len(bar.tracks)), BAR)]
+
+    def lines(unit: Unit) -> list[list[str]]:
+        bars = units_of_bars([np.array(ids) for ids in slots], 4, unit, "published")
+        return [[to_text(ids) for ids in bar] for bar in bars]
+
+    # The corpora have one empty slot a bar, however many there are.
+    assert [line for *bar, end in lines("phrase") for line in (*bar, INST, end)] + [SEP] == corpus["phrase"]
+    assert [line for (line,) in lines("bar")] + [SEP] == corpus["bar_multitrack"]
     assert [operations.flat_text(bar) for bar in normalized] == corpus["bar_flat"]
-    assert list(rows.position_lines(rows.bar_lines(normalized))) == corpus["position"]
+    # There the end of the song is one more bar line.
+    assert [line for bar in lines("position") for line in bar] + [BAR] == corpus["position"]
     assert [to_ids(line) for line in corpus["phrase"]] == pop909["phrase_ids"]
     assert [to_text(ids) for ids in pop909["phrase_ids"]] == corpus["phrase"]
 

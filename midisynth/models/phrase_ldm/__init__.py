@@ -3,7 +3,8 @@
 Music and tokens: `grid.py` puts notes on positions, `remiz.py` cuts them into bars of tracks, `texts.py` writes and
 reads their tokens, which `vocabulary.py` numbers; `operations.py` transposes bars and reads chords, melodies and rolls
 off them, `sections.py` reads plans of songs and `layouts.py` which instruments play in them, `arrangements.py` puts
-their sections in another order. `codec.py` makes songs of all this, and `rows.py` what the autoencoder learns from.
+their sections in another order. `codec.py` makes songs of all this, `units.py` cuts them into phrases, bars or
+positions, and `rows.py` makes what the autoencoder learns from.
 
 `network.py` is the autoencoder of phrases and `decoding.py` what turns its latents into tokens; `vae.py` and
 `vae_data.py` are the model of it. `ldm.py` is the denoiser of songs, `conditions.py` what it can be told of them,

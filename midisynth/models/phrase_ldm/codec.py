@@ -252,7 +252,7 @@ class PhraseCodec:
         decoded = self.decode_texts(song.slots)
         return self.perform(transposed(decoded.bars, -song.shift), Playback(tempo=song.tempo))
 
-    def decode_texts(self, texts: Sequence[str], playback: Playback | None = None) -> Decoded:
+    def decode_texts(self, texts: Sequence[str], playback: Playback | None = None, slots: int | None = None) -> Decoded:
         """Music from the texts of a song's slots, whatever a decoder wrote into them.
 
         The song ends at the first `[SEP]`. Then every `slots` texts are a bar: a bar line that stands where a phrase
@@ -262,13 +262,14 @@ class PhraseCodec:
         Args:
             texts: In order, special tokens kept.
             playback: How to play the result; as it is written when None.
+            slots: Texts of a bar, its end among them; as many as the codec writes when None.
         """
         playback = playback or Playback()
         repaired: Counter[str] = Counter()
         if self.compat is not None:
             parsed = parse(published_text(texts), compat=self.compat)
         else:
-            parsed = parse(" ".join(_mended(texts, self.slots, repaired)))
+            parsed = parse(" ".join(_mended(texts, slots or self.slots, repaired)))
         return Decoded(self.perform(parsed.bars, playback), parsed.bars, parsed.dropped, +repaired)
 
     def perform(self, bars: Sequence[Bar], playback: Playback) -> Performance:

@@ -116,7 +116,9 @@ def request(model: PhraseLdm, song: Song | None) -> Request:
     given = torch.zeros(rows, dtype=torch.bool)
     if song is None:
         return Request(None, max(told.values()), sections, given, layout=layout)
-    length = len(song.bars)
+    second = None if options.other is None else model.codec.encode(Path(options.other).expanduser())["song"]
+    # What comes after the end of the shorter one is the other's.
+    length = max(len(song.bars), 0 if second is None else len(second.bars))
     bars = max(told.values()) or (length if options.mode != "continue" else 0)
     if options.mode == "continue":
         if bars and bars <= length:
@@ -125,17 +127,13 @@ def request(model: PhraseLdm, song: Song | None) -> Request:
             raise UsageError(f"the song has {length} bars, and the model makes no more than {options.max_bars}")
         given[: length * options.slots] = True
     elif bars != length:
-        raise UsageError(f"the song has {length} bars: mode {options.mode} keeps them")
+        which = "song has" if second is None else "longer song has"
+        raise UsageError(f"the {which} {length} bars: mode {options.mode} keeps them")
     elif options.mode == "infill":
         given[: length * options.slots] = kept_slots(song, options.redo, options.keep or ())
     latents = padded(model, song)
-    if options.mode == "interpolate":
-        second = model.codec.encode(Path(options.other).expanduser())["song"]
-        # What comes after the end of the shorter one is the other's.
-        longer = max(length, len(second.bars))
+    if second is not None:
         latents = torch.lerp(latents, padded(model, second), options.share)
-        if longer != length:
-            bars, sections, layout = longer, (), ()
     return Request(song, bars, sections, given, latents, layout)
 
 

@@ -16,11 +16,12 @@ from midisynth.errors import DataError
 from midisynth.models.phrase_ldm.arrangements import Arrangement, permuted_bars, permuted_sections, section_subset
 from midisynth.models.phrase_ldm.conditions import SectionIds
 from midisynth.models.phrase_ldm.evaluation import HeldOutSongs
-from midisynth.models.phrase_ldm.latents import LatentTable, SongLatents, StoredSong, stored_vae
+from midisynth.models.phrase_ldm.latents import LatentTable, SongLatents, StoredSong
 from midisynth.models.phrase_ldm.layouts import LayoutIds
 from midisynth.models.phrase_ldm.model import PhraseLdm
 from midisynth.models.phrase_ldm.sections import Section, bar_count
 from midisynth.module import MidiDataModule, MidiModule
+from midisynth.stored_parts import store_part
 from midisynth.training.sampler import EndlessDataset
 
 #: Ways to arrange a song anew.
@@ -89,11 +90,11 @@ class PhraseLdmData(MidiDataModule):
     def encoder(self) -> SongLatents:
         """See `SongLatents`."""
         if self._encoder is None:
-            path, digest = stored_vae(*self._model.vae_source(), self.cache_dir)
+            vae = store_part(self._model, "vae", self.cache_dir)
             codec = self._model.song_codec()
             # A song that is too long for the model can be cut.
             codec.max_bars = None
-            self._encoder = SongLatents(path, digest, codec, self.transpose)
+            self._encoder = SongLatents(vae, codec, self.transpose)
         return self._encoder
 
     def setup(self, stage: str) -> None:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from midisynth.models.phrase_ldm.network import PhraseAutoencoder
 from midisynth.models.phrase_ldm.rows import BOS_ID, EOS_ID, PAD_ID
-from midisynth.models.phrase_ldm.vocabulary import EOS, INST, SEP, TOKENS
+from midisynth.models.phrase_ldm.units import Unit
+from midisynth.models.phrase_ldm.vocabulary import EOS, INST, INSTRUMENT_IDS, SEP, TOKENS
 
 #: Finished rows leave the batch once they are this share of it: taking them out copies what is kept of the others.
 FINISHED_SHARE = 0.25
@@ -47,6 +48,8 @@ class Grammar:
 
     Args:
         velocity: Whether notes have velocities.
+        unit: What is decoded. A bar is one track after the other and its end; a position may lack its instrument, and
+            the end of a bar is one by itself.
         device: Where its tables are.
 
     Attributes:
@@ -55,7 +58,7 @@ class Grammar:
         pitches: [vocabulary] int64: number of a token of a pitch; of others -1.
     """
 
-    def __init__(self, velocity: bool = False, device: torch.device | str = "cpu"):
+    def __init__(self, velocity: bool = False, unit: Unit = "phrase", device: torch.device | str = "cpu"):
         names, _, numbers = zip(*(token.partition("-") for token in TOKENS), strict=True)
         ends_note = "v" if velocity else "d"
         followers = {
@@ -67,6 +70,12 @@ class Grammar:
             "d": {"v"},
             ends_note: {"o", "p", EOS},
         }
+        if unit == "bar":
+            followers["[BOS]"] = {"i", "s", "b", SEP}
+            followers[ends_note] = {"o", "p", "i", "s", "b"}
+        elif unit == "position":
+            followers["[BOS]"] = {"i", "o", "s", "b", SEP}
+            followers[ends_note] = {"p", EOS}
         table = [[second in followers.get(first, {EOS}) for second in names] for first in names]
         self.followers = torch.tensor(table, device=device)
         numbered = list(zip(names, numbers, strict=True))
@@ -91,8 +100,10 @@ class Grammar:
     def after(self, token: Tensor, onset: Tensor, pitch: Tensor) -> tuple[Tensor, Tensor]:
         """Last onset and last pitch [phrases] after one more token each."""
         starts = self.onsets[token] != _ABOVE
+        track = (token >= INSTRUMENT_IDS[0]) & (token <= INSTRUMENT_IDS[-1])
+        onset = torch.where(starts, self.onsets[token], onset).masked_fill(track, -1)
         pitch = torch.where(self.pitches[token] >= 0, self.pitches[token], pitch)
-        return torch.where(starts, self.onsets[token], onset), pitch.masked_fill(starts, _ABOVE)
+        return onset, pitch.masked_fill(starts | track, _ABOVE)
 
 
 @torch.no_grad()

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from midisynth.checkpoints import packed, unpacked
 from midisynth.datasets.audio_pairs import Part
 from midisynth.datasets.corpus import Record
-from midisynth.datasets.files import replacing
-from midisynth.errors import CheckpointError, DataError
+from midisynth.errors import DataError
 from midisynth.models.phrase_ldm.codec import PhraseCodec, phrases_of
 from midisynth.models.phrase_ldm.rows import INST_ID, SEP_ID, transposed_ids
 from midisynth.models.phrase_ldm.sections import Section, parse_sections
-from midisynth.models.phrase_ldm.vae import PhraseVae
+from midisynth.stored_parts import StoredPart
 
 #: Share of the components of latents that estimates are not clipped to.
 CLIPPED_SHARE = 0.001
@@ -30,64 +25,33 @@ CLIPPED_SHARE = 0.001
 VERSION = 1
 
 
-@lru_cache(maxsize=2)
-def _opened(path: Path) -> PhraseVae:
-    model = unpacked(path.read_bytes(), str(path))
-    if not isinstance(model, PhraseVae):
-        raise CheckpointError(f"{path}: is no phrase autoencoder")
-    return model
-
-
 @dataclass(frozen=True)
 class SongLatents:
     """Makes what is kept of a song (`midisynth.datasets.cache.Encoder`). Only this goes to the processes that work.
 
     Attributes:
-        vae: File with the autoencoder, see `stored_vae`.
-        digest: Of that file.
+        vae: The autoencoder.
         codec: Makes slots of phrases of songs.
         transpose: Most semitones up or down; every shift has latents of its own.
     """
 
-    vae: Path
-    digest: str
+    vae: StoredPart
     codec: PhraseCodec
     transpose: int
 
     @property
     def key(self) -> Mapping[str, Any]:
         """What shapes the arrays."""
-        return {"version": VERSION, "vae": self.digest, "transpose": self.transpose, **self.codec.key}
+        return {"version": VERSION, "vae": self.vae.digest, "transpose": self.transpose, **self.codec.key}
 
     def __call__(self, record: Record) -> dict[str, np.ndarray]:
         """Arrays of the song, see `codec.song_arrays`, and its "latents" [2 * transpose + 1, rows, latent] float32."""
         arrays = self.codec(record)
         phrases = phrases_of(arrays)
-        vae = _opened(self.vae)
+        vae = self.vae.load()
         shifts = range(-self.transpose, self.transpose + 1)
         latents = [vae.encode([transposed_ids(phrase, shift) for phrase in phrases]).cpu().numpy() for shift in shifts]
         return {**arrays, "latents": np.stack(latents).astype(np.float32)}
-
-
-def stored_vae(reference: str, content: bytes | None, folder: Path) -> tuple[Path, str]:
-    """Put an autoencoder where every process finds it.
-
-    Args:
-        reference: A checkpoint, as `midisynth.checkpoints.load_model` takes it.
-        content: What a checkpoint carried of it, or None.
-        folder: Of prepared data.
-
-    Returns:
-        Its file, which is named after what is in it, and the SHA-256 of that.
-    """
-    content = packed(reference) if content is None else content
-    digest = hashlib.sha256(content).hexdigest()
-    path = folder / f"phrase-vae-{digest[:16]}.safetensors"
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
-            file.write(content)
-    return path, digest
 
 
 @dataclass(frozen=True)

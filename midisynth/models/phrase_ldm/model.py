@@ -27,6 +27,7 @@ from midisynth.models.phrase_ldm.sampling import PUBLISHED_QUANTILE, PUBLISHED_S
 from midisynth.models.phrase_ldm.song_scores import SongScores, summarize
 from midisynth.models.phrase_ldm.vae import PhraseVae, load_vae, read_vae
 from midisynth.module import MidiModule, Noise, Published, Rendering
+from midisynth.music.keys import parse_key
 from midisynth.summaries import Measurements, Summary
 
 #: What a song can be asked for.
@@ -89,6 +90,8 @@ class PhraseLdm(MidiModule):
     writes: ClassVar[str] = ".mid"
     needs_input: ClassVar[bool] = False
     draws: ClassVar[bool] = True
+    # Songs are short work side by side: phrases of all of them are decoded together.
+    items_at_once: ClassVar[int] = 8
     published_files: ClassVar[tuple[str, ...]] = FILES
 
     scale: Tensor
@@ -172,6 +175,14 @@ class PhraseLdm(MidiModule):
             raise UsageError("sections: this model was not trained with plans of sections; ask for bars alone")
         if options.layout is not None and "layout" not in (options.conditions or ()):
             raise UsageError("layout: this model was not trained with layouts of instruments; leave it out")
+        if options.key is not None:
+            parse_key(options.key)
+        if options.tempo is not None and not options.tempo > 0:
+            raise UsageError(f"tempo is {options.tempo}: it has to be more than 0")
+        lengths = options.section_lengths
+        if lengths and not options.compat and list(lengths) != list(range(1, len(lengths) + 1)):
+            # Rows count the bars to the ends of their section.
+            raise UsageError("section_lengths: only published models number lengths in an order of their own")
         if options.compat and {"sections", "layout"} <= set(options.conditions or ()):
             raise UsageError("conditions: published models know sections or a layout, not both")
 
@@ -226,11 +237,6 @@ class PhraseLdm(MidiModule):
         options = self.part("vae").codec.key
         options.pop("version")
         return PhraseCodec(**{**options, "max_bars": self.hparams.max_bars})
-
-    def vae_source(self) -> tuple[str, bytes | None]:
-        """Reference of the autoencoder, and what a checkpoint carried of it."""
-        reference = self.hparams.vae
-        return reference, self._parts.content("vae")
 
     @torch.no_grad()
     def end_latent(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""What PhraseVAE reads: rows of token ids, and the corpora of its three stages.
+"""What PhraseVAE reads: rows of token ids.
 
 A row is `[C0] .. [C3] [BOS] phrase [EOS]` and its labels are `phrase [EOS]`; stage 1 has no queries, and spans of the
 bar are masked. Ids are plain lists until `collate` pads them.
@@ -6,7 +6,7 @@ bar are masked. Ids are plain lists until `collate` pads them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -14,9 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from midisynth.models.phrase_ldm.grid import DRUMS, Compat, folded
-from midisynth.models.phrase_ldm.remiz import Bar
-from midisynth.models.phrase_ldm.texts import bar_text, phrases
-from midisynth.models.phrase_ldm.vocabulary import BAR, IDS, INST, PITCH_IDS, SEP
+from midisynth.models.phrase_ldm.vocabulary import BAR, IDS, INST, PITCH_IDS
 
 PAD_ID, BOS_ID, EOS_ID, MASK_ID, SEP_ID = (IDS[f"[{name}]"] for name in ("PAD", "BOS", "EOS", "MASK", "SEP"))
 INST_ID, BAR_ID = IDS[INST], IDS[BAR]
@@ -122,41 +120,3 @@ def collate(rows: Sequence[Sequence[int]], targets: Sequence[Sequence[int]]) -> 
     lengths = torch.tensor([len(ids) for ids in rows])
     mask = torch.arange(tokens.shape[1])[None] < lengths[:, None]
     return {"tokens": tokens, "mask": mask, "labels": padded}
-
-
-def phrase_lines(bars: Iterable[Bar], **options: bool) -> Iterator[str]:
-    """Corpus of stages 2 and 3: for each bar its phrases, an empty slot and the bar line; at the end the end."""
-    for bar in bars:
-        yield from phrases(bar, **options)
-        yield from (INST, BAR)
-    yield SEP
-
-
-def bar_lines(bars: Iterable[Bar], **options: bool) -> Iterator[str]:
-    """Corpus of stage 1: the text of each bar; at the end the end."""
-    for bar in bars:
-        yield bar_text(bar, **options)
-    yield SEP
-
-
-def position_lines(lines: Iterable[str]) -> Iterator[str]:
-    """Corpus of positions: what begins at one position of one track, and the bar line after each bar.
-
-    Args:
-        lines: What `bar_lines` yields. As published, an instrument stands at the end of the line before its first
-            position, and the end of a song becomes one more bar line.
-    """
-    for line in lines:
-        part: list[str] = []
-        started = False
-        for token in line.split():
-            if token.startswith("o-"):
-                if started:
-                    yield " ".join(part)
-                    part = []
-                started = True
-            if token != BAR:
-                part.append(token)
-        if started:
-            yield " ".join(part)
-        yield BAR

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
@@ -20,9 +22,11 @@ from midisynth.models.phrase_ldm.codec import MAX_BARS, SLOTS, Decoded, PhraseCo
 from midisynth.models.phrase_ldm.decoding import Grammar, Shortcuts, decode
 from midisynth.models.phrase_ldm.grid import Compat
 from midisynth.models.phrase_ldm.network import PhraseAutoencoder, Reconstruction
+from midisynth.models.phrase_ldm.remiz import Bar
 from midisynth.models.phrase_ldm.rows import BAR_ID, IGNORED, INST_ID, MAX_TOKENS, SEP_ID, collate, row
 from midisynth.models.phrase_ldm.texts import parse
-from midisynth.models.phrase_ldm.vae_evaluation import PhraseScore, score_phrases, summarize
+from midisynth.models.phrase_ldm.units import Unit, as_slots, is_unit, units_of_bars
+from midisynth.models.phrase_ldm.vae_evaluation import POSITIONS, PhraseScore, score_phrases, summarize
 from midisynth.models.phrase_ldm.vocabulary import BOS, EOS, PAD, to_ids, to_text
 from midisynth.module import MidiModule, Noise, Published, Rendering
 from midisynth.summaries import Measurements, Summary
@@ -44,6 +48,8 @@ class PhraseVae(MidiModule):
     Args:
         stage: What is trained: "infilling": the T5 alone, on bars with spans left out; "queries": phrases through the
             rows of a few query tokens; "variational": phrases through one Gaussian vector.
+        unit: What one vector holds, or for stage "infilling" one example: a "phrase", a whole "bar", or a "position",
+            the notes that an instrument begins together; null: what `stage` says. Composers take phrases.
         init_from: Checkpoint of an earlier stage whose T5 training starts with; null starts with a random one.
         dim: Width.
         hidden_dim: Width inside the feed-forwards.
@@ -54,7 +60,7 @@ class PhraseVae(MidiModule):
         queries: Query tokens, whose rows are the bottleneck; not used by stage "infilling".
         latent: Size of the vector; used by stage "variational" alone.
         kl_weight: Weight of the divergence from the standard normal (per dimension).
-        max_tokens: Longest phrase or bar, with query tokens, start and end.
+        max_tokens: Longest phrase or other unit, with query tokens, start and end; 256 for bars of three tracks.
         slots: Phrases in a bar, its end among them.
         max_bars: Longest song; null for any.
         drums: Give drums a slot; else they are left out.
@@ -62,7 +68,7 @@ class PhraseVae(MidiModule):
         normalize_key: Move songs to C major or A minor.
         crowded: A bar of more tracks than there are slots keeps the busiest ("reduce"), or its song is refused
             ("reject").
-        decoded_rows: Phrases of each validation batch that are decoded and compared note by note, `val/note_f1`.
+        decoded_rows: Examples of each validation batch that are decoded and compared note by note, `val/note_f1`.
         compat: "published" reads and writes music as the original program does.
         optimizer: Builds the optimizer from the parameters.
         lr_scheduler: Builds a learning-rate schedule from the optimizer; it advances once a step.
@@ -75,6 +81,7 @@ class PhraseVae(MidiModule):
     def __init__(
         self,
         stage: Stage = "variational",
+        unit: Unit | None = None,
         init_from: str | None = None,
         dim: int = 512,
         hidden_dim: int = 1024,
@@ -99,6 +106,7 @@ class PhraseVae(MidiModule):
     ):
         super().__init__(optimizer, lr_scheduler)
         self.queries = 0 if stage == "infilling" else queries
+        self.unit: Unit = unit or ("bar" if stage == "infilling" else "phrase")
         self.codec = PhraseCodec(slots, max_bars, drums, velocity, normalize_key, crowded, compat)
         self.network = PhraseAutoencoder(
             dim=dim,
@@ -161,7 +169,7 @@ class PhraseVae(MidiModule):
         return Measurements(score_phrases(self, batch))
 
     def test_summary(self, items: Sequence[PhraseScore], pictures: int) -> Summary:
-        return summarize(items)
+        return summarize(items, self.unit)
 
     def _predict(self, batch: Mapping[str, Tensor], generator: torch.Generator | None) -> Reconstruction:
         """One pass over a batch with noise from a generator on the CPU, or None for the global one."""
@@ -184,29 +192,31 @@ class PhraseVae(MidiModule):
         Returns:
             [batch] float32, on the CPU.
         """
-        found = decode(self.network, self.network.encode(batch["tokens"], batch["mask"]), self.hparams.max_tokens)
+        latents = self.network.encode(batch["tokens"], batch["mask"])
+        found = decode(self.network, latents, self.hparams.max_tokens, grammar=self.grammar)
         wanted = [ids[ids != IGNORED] for ids in batch["labels"]]
-        return torch.tensor([grid_score(notes_of(a), notes_of(b)).opd for a, b in zip(wanted, found, strict=True)])
+        pairs = ((notes_of(a), notes_of(b)) for a, b in zip(wanted, found, strict=True))
+        return torch.tensor([grid_score(*pair, POSITIONS).opd for pair in pairs])
 
     # Phrases and vectors
 
     @property
     def grammar(self) -> Grammar | None:
         """What phrases may say, on the device of the model; None for published models, which say anything."""
-        return None if self.hparams.compat else _grammar(self.hparams.velocity, self.device)
+        return None if self.hparams.compat else _grammar(self.hparams.velocity, self.unit, self.device)
 
     @torch.no_grad()
     def encode(self, phrases: Sequence[str | Sequence[int]]) -> Tensor:
-        """Vectors of phrases.
+        """Vectors of phrases, or of what else the model's `unit` is.
 
         Args:
-            phrases: Texts such as "i-0 o-0 p-60 d-12", or their ids.
+            phrases: Texts such as "i-0 o-0 p-60 d-12", or their ids. A bar is all of its phrases and "b-1".
 
         Returns:
             Means [phrases, latent] float32, or before stage "variational" rows [phrases, queries, dim].
 
         Raises:
-            UsageError: The model is of stage "infilling", which has no vectors.
+            UsageError: The model is of stage "infilling", which has no vectors, or a text is no such unit.
         """
         if not self.queries:
             raise UsageError("stage infilling has no bottleneck: phrases become vectors from stage queries on")
@@ -214,6 +224,8 @@ class PhraseVae(MidiModule):
         ids = [tuple(to_ids(phrase) if isinstance(phrase, str) else phrase) for phrase in phrases]
         # Many phrases of a song come again, and more than half are empty slots and bar lines.
         places = {phrase: place for place, phrase in enumerate(dict.fromkeys(ids))}
+        if wrong := next((phrase for phrase in places if not is_unit(phrase, self.unit)), None):
+            raise UsageError(f"this autoencoder takes single {self.unit}s, which '{to_text(wrong)}' is not")
         rows = [row(phrase, self.queries, options.max_tokens, options.compat) for phrase in places]
         # Rows of similar length share a batch, which then has little padding.
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
@@ -247,9 +259,11 @@ class PhraseVae(MidiModule):
     @torch.no_grad()
     def shortcuts(self) -> Shortcuts:
         """The phrases of one token, within a third of the way to the nearest of the others."""
-        latents = self.encode([[number] for number in SPECIAL_IDS])
+        # Only bars of phrases have slots that can be empty.
+        ids = [number for number in SPECIAL_IDS if self.unit == "phrase" or number != INST_ID]
+        latents = self.encode([[number] for number in ids])
         distances = torch.pdist(latents.float())
-        return Shortcuts(latents, torch.tensor(SPECIAL_IDS), float(distances.min()) / 3)
+        return Shortcuts(latents, torch.tensor(ids), float(distances.min()) / 3)
 
     # Songs
 
@@ -259,7 +273,13 @@ class PhraseVae(MidiModule):
 
     def reconstruct(self, song: Song) -> Decoded:
         """What the vectors keep of a song."""
-        return self.codec.decode_texts(self.decode(self.encode(song.slots)))
+        if self.unit == "phrase":
+            return self.codec.decode_texts(self.decode(self.encode(song.slots)))
+        slots = [np.array(to_ids(text)) for text in song.slots]
+        bars = units_of_bars(slots, song.slots_per_bar, self.unit, self.hparams.compat)
+        texts = iter(self.decode(self.encode([ids.tolist() for bar in bars for ids in bar])))
+        decoded = (list(islice(texts, len(bar))) for bar in bars)
+        return self.codec.decode_texts([text for bar in decoded for text in as_slots(bar)], slots=2)
 
     def render(self, batch: Sequence[Mapping[str, Any]], noise: Noise) -> Iterator[tuple[int, Rendering]]:
         """Every song from its vectors, in the key it came in; the report tells how many notes are as they were.
@@ -270,9 +290,10 @@ class PhraseVae(MidiModule):
         for position, example in enumerate(batch):
             song = example["song"]
             decoded = self.reconstruct(song)
-            pairs = zip(song.bars, decoded.bars, strict=False)
-            scores = [grid_score(bar_notes(a), bar_notes(b)).opd for a, b in pairs]
-            report = {"bars": len(song.bars), "note_f1": round(sum(scores) / max(len(scores), 1), 4)}
+            # Bars after an end that was decoded too early are lost.
+            pairs = zip_longest(song.bars, decoded.bars[: len(song.bars)], fillvalue=Bar())
+            scores = [grid_score(bar_notes(a), bar_notes(b), POSITIONS).opd for a, b in pairs]
+            report = {"bars": len(song.bars), "note_f1": round(sum(scores) / len(scores), 4)}
             report |= {"dropped": dict(decoded.dropped), "repaired": dict(decoded.repaired)}
             yield position, Rendering(performance=decoded.performance, report=report)
 
@@ -296,8 +317,8 @@ class PhraseVae(MidiModule):
 
 
 @lru_cache(maxsize=4)
-def _grammar(velocity: bool, device: torch.device) -> Grammar:
-    return Grammar(velocity, device)
+def _grammar(velocity: bool, unit: Unit, device: torch.device) -> Grammar:
+    return Grammar(velocity, unit, device)
 
 
 def load_vae(reference: str, *, content: bytes | None = None) -> PhraseVae:
@@ -308,12 +329,14 @@ def load_vae(reference: str, *, content: bytes | None = None) -> PhraseVae:
         content: What `read_vae` returned, for a checkpoint that carries its autoencoder; files are then not read.
 
     Raises:
-        CheckpointError: It cannot be loaded, or makes no vectors.
+        CheckpointError: It cannot be loaded, or makes no vectors of phrases.
     """
     model = load_model(reference) if content is None else unpacked(content, f"vae {reference}")
     if not isinstance(model, PhraseVae) or model.network.latent is None:
         what = f"of stage {model.hparams.stage}" if isinstance(model, PhraseVae) else f"a {type(model).__name__}"
         raise CheckpointError(f"vae: {reference} is {what}, not a PhraseVae of stage variational")
+    if model.unit != "phrase":
+        raise CheckpointError(f"vae: {reference} is an autoencoder of {model.unit}s, not of phrases")
     return model
 
 

@@ -1,4 +1,4 @@
-"""`PhraseVaeData`: phrases, or bars, of any corpus of MIDI."""
+"""`PhraseVaeData`: phrases, bars or positions of any corpus of MIDI."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from midisynth.datasets.audio_pairs import Part, corpus_shares
 from midisynth.datasets.corpus import Split
 from midisynth.errors import DataError
 from midisynth.models.phrase_ldm.codec import PhraseCodec, phrases_of
+from midisynth.models.phrase_ldm.grid import Compat
 from midisynth.models.phrase_ldm.rows import (
     BAR_ID,
     INST_ID,
@@ -23,6 +24,7 @@ from midisynth.models.phrase_ldm.rows import (
     row,
     transposed_ids,
 )
+from midisynth.models.phrase_ldm.units import Unit, units_of_bars
 from midisynth.models.phrase_ldm.vae import PhraseVae
 from midisynth.module import MidiDataModule, MidiModule
 from midisynth.training.sampler import EndlessDataset
@@ -35,7 +37,7 @@ Example = tuple[list[int], list[int]]
 
 
 class PhraseVaeData(MidiDataModule):
-    """Phrases of songs, or for stage "infilling" their bars.
+    """Phrases, bars or positions of songs, as the model's `unit` says.
 
     Args:
         corpora: Name of a corpus to the folder of its files, or to a mapping of its options (`root`, `weight` and its
@@ -45,8 +47,8 @@ class PhraseVaeData(MidiDataModule):
         seed: Of the order, the random choices and the random numbers of training.
         cache_dir: Folder for prepared data; the user's cache folder when null.
         on_broken: Leave out records that cannot be read and say so, or stop at the first.
-        transpose: Most semitones that training phrases are moved by, up or down; 6 trains in all keys.
-        specials: Share of training phrases that are empty slots, bar lines or ends of songs.
+        transpose: Most semitones that training examples are moved by, up or down; 6 trains in all keys.
+        specials: Share of training examples without notes: empty slots, bar lines or ends of songs.
         validation_rows: Examples for validation, drawn once; null takes all.
     """
 
@@ -91,9 +93,8 @@ class PhraseVaeData(MidiDataModule):
     def dataset(self, split: Split) -> Dataset[Example]:
         """Rows and labels, see `rows.py`."""
         options = self._model.hparams
-        by_bar = options.stage == "infilling"
-        corpora = [Phrases(part, by_bar) for part in self.parts(split)]
-        make = Rows(self._model.queries, options.max_tokens, options.compat, by_bar)
+        corpora = [Phrases(part, self._model.unit, options.compat) for part in self.parts(split)]
+        make = Rows(self._model.queries, options.max_tokens, options.compat, options.stage == "infilling")
         if split == "train":
             batch = self.batch_size * self.trainer.world_size
             weights = [part.weight for part in self.parts(split)]
@@ -108,7 +109,7 @@ def join(examples: Sequence[Example]) -> dict[str, Tensor]:
 
 
 class Rows:
-    """Makes examples of phrases or bars.
+    """Makes examples of phrases, bars or positions.
 
     Args:
         queries: Query tokens.
@@ -127,36 +128,35 @@ class Rows:
 
 
 class Phrases:
-    """Phrases or bars of a corpus in memory: about a megabyte for a hundred songs.
+    """Phrases, bars or positions of a corpus in memory: about a megabyte for a hundred songs.
 
     Args:
         part: Prepared by a `PhraseCodec`.
-        by_bar: Join the phrases of every bar.
+        unit: Which of them.
+        compat: See `units_of_bars`.
 
     Attributes:
         name: Of the corpus.
-        ids: Phrases that have notes, or bars.
+        ids: Those that have notes, and all bars; [tokens] each.
         lengths: [phrases] tokens of each.
-        specials: Phrases without notes, each once: empty slots, bar lines, the end of a song.
+        specials: Those without notes, each once: empty slots, bar lines, the end of a song.
     """
 
-    def __init__(self, part: Part, by_bar: bool):
+    def __init__(self, part: Part, unit: Unit = "phrase", compat: Compat = None):
         self.name = part.name
         self.ids: list[np.ndarray] = []
-        specials = {(SEP_ID,)} | (set() if by_bar else {(INST_ID,)})
+        # The published positions have a bar line in place of the end of a song.
+        specials = set() if unit == "position" and compat else {(SEP_ID,)}
+        if unit == "phrase":
+            specials.add((INST_ID,))
         for prepared in part.prepared:
             arrays = prepared.arrays()
-            slots = int(arrays["slots"])
-            phrases = phrases_of(arrays)
-            if by_bar:
-                for start in range(0, len(phrases), slots):
-                    self.ids.append(np.concatenate([p for p in phrases[start : start + slots] if p[0] != INST_ID]))
-                continue
-            for phrase in phrases:
-                if phrase[-1] == BAR_ID:
-                    specials.add(tuple(phrase.tolist()))
-                elif phrase[0] != INST_ID:
-                    self.ids.append(phrase)
+            bars = units_of_bars(phrases_of(arrays), int(arrays["slots"]), unit, compat)
+            for ids in (ids for bar in bars for ids in bar):
+                if unit == "bar" or ids[-1] != BAR_ID:
+                    self.ids.append(ids)
+                else:
+                    specials.add(tuple(ids.tolist()))
         self.lengths = np.array([len(ids) for ids in self.ids], np.int64)
         self.specials = [np.array(ids, np.int16) for ids in sorted(specials)]
 

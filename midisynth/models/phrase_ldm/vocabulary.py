@@ -30,7 +30,11 @@ TOKENS: tuple[str, ...] = (
 IDS: dict[str, int] = {token: number for number, token in enumerate(TOKENS)}
 SPECIAL_IDS = range(len(_SPECIAL) + len(_QUERIES))
 UNKNOWN_ID = IDS["[UNK]"]
+ONSET_IDS = range(IDS["o-0"], IDS["o-127"] + 1)
+INSTRUMENT_IDS = range(IDS["i-0"], IDS["i-128"] + 1)
 PITCH_IDS = range(IDS["p-0"], IDS["p-255"] + 1)
+#: What phrases are made of: onsets, instruments, pitches, durations, velocities.
+TRACK_IDS = range(IDS["o-0"], IDS["v-31"] + 1)
 
 #: Time signatures by the number of their token: (numerator, denominator).
 TIME_SIGNATURES: tuple[tuple[int, int], ...] = tuple(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from midisynth.datasets.corpus import Record
 from midisynth.datasets.folder import Folder
-from midisynth.errors import DataError, MidiError
+from midisynth.errors import DataError, MidiError, MidisynthError
 from midisynth.models.phrase_ldm.codec import (
     PUBLISHED_PLAYBACK,
     PhraseCodec,
@@ -21,14 +21,17 @@ from midisynth.models.phrase_ldm.codec import (
     phrases_of,
     song_arrays,
 )
+from midisynth.models.phrase_ldm.grid import Compat
 from midisynth.models.phrase_ldm.operations import key_and_range
 from midisynth.models.phrase_ldm.remiz import Bar, Note, Track, performance_from_bars
-from midisynth.models.phrase_ldm.rows import IGNORED, collate, fitted, labels, random_span_masked, row
+from midisynth.models.phrase_ldm.rows import BAR_ID, IGNORED, INST_ID, collate, fitted, labels, random_span_masked, row
 from midisynth.models.phrase_ldm.sections import parse_sections
+from midisynth.models.phrase_ldm.units import is_unit, units_of_bars
 from midisynth.models.phrase_ldm.vocabulary import TOKENS, to_ids, to_text
 from midisynth.music.keys import parse_key
 from midisynth.music.midi import read_midi, write_midi
 
+EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "data"
 ZOO = Path(__file__).resolve().parents[2] / "music" / "data" / "midi_zoo"
 
 
@@ -57,6 +60,44 @@ def test_slots():
     assert encoded.prompt == "i-1 A-3"
     cut = PhraseCodec().song(performance_from_bars(song()), parse_sections("A2"))
     assert len(cut.slots) == 8
+
+
+def test_positions_begin_with_an_onset_or_the_instrument_of_their_first():
+    encoded = PhraseCodec().song(performance_from_bars([Bar([scale(13, 72), scale(0, 48)]), Bar()]))
+    slots = [np.array(to_ids(text)) for text in encoded.slots]
+
+    def texts(compat: Compat) -> list[str]:
+        (bar,) = units_of_bars(slots, 4, "position", compat)
+        return [to_text(ids) for ids in bar]
+
+    ours, published = texts(None), texts("published")
+    assert ours[0] == published[0] == "i-13 o-0 p-72 d-12"
+    assert ours[3:5] == ["o-36 p-84 d-12", "i-0 o-0 p-48 d-12"]
+    assert published[3:5] == ["o-36 p-84 d-12 i-0", "o-0 p-48 d-12"]
+    assert ours[-1] == published[-1] == "b-1"
+
+
+@pytest.mark.parametrize("compat", [None, "published"])
+def test_songs_are_their_units_one_after_the_other(compat: Compat):
+    codec = PhraseCodec(max_bars=None, drums=compat is None, compat=compat)
+    songs = positions = 0
+    for path in sorted([*ZOO.glob("*.mid"), *EXAMPLES.glob("*/*.midi")]):
+        try:
+            arrays = song_arrays(codec.encode(path)["song"])
+        except MidisynthError:
+            continue
+        slots = phrases_of(arrays)
+        tokens = [number for ids in slots if ids[0] != INST_ID for number in ids]
+        songs += 1
+        for unit in ("phrase", "bar", "position"):
+            bars = units_of_bars(slots, 4, unit, compat)
+            assert len(bars) == len(slots) // 4
+            units = [ids for bar in bars for ids in bar]
+            assert np.concatenate(units).tolist() == tokens
+            assert all(is_unit(ids, unit) for ids in units)
+            assert all(bar[-1][-1] == BAR_ID for bar in bars)
+        positions += sum(len(bar) > 4 for bar in bars)
+    assert songs > 20 and positions > 100
 
 
 def test_what_is_decoded_is_what_was_encoded():

@@ -38,7 +38,7 @@ from midisynth.models.phrase_ldm.song_scores import (
     structure_scores,
     summarize,
 )
-from midisynth.models.phrase_ldm.vae_evaluation import SPECIAL, PhraseScore, score_phrases
+from midisynth.models.phrase_ldm.vae_evaluation import SPECIAL, PhraseScore, phrase_score, score_phrases
 from midisynth.models.phrase_ldm.vae_evaluation import summarize as summarize_phrases
 from midisynth.models.phrase_ldm.vocabulary import to_ids
 from midisynth.music.midi import write_midi
@@ -136,7 +136,24 @@ class TestPhrases:
         (score,) = score_phrases(model, collate([row(ids, 0)], [labels(ids, 0)]))
         assert score.tokens == 6
         assert math.isnan(score.opd)
+        assert [track.tokens for track in score.tracks] == [4]
         assert math.isnan(summarize_phrases([score]).scores[PREDICTION]["exact"])
+
+    def test_instruments_of_a_bar_are_told_apart(self):
+        bar = to_ids("i-13 o-0 p-72 d-12 o-12 p-74 d-12 i-0 o-0 p-48 d-48 b-1 [EOS]")
+        other = to_ids("[BOS] i-13 o-0 p-72 d-12 o-12 p-74 d-24 i-25 o-0 p-48 d-48 b-1 [EOS]")
+        right = [True] * 9 + [False] * 4
+        scores = [phrase_score(bar, other, right, by_track=True), phrase_score(bar, bar, [True] * 13, by_track=True)]
+        assert (scores[0].tokens, scores[0].right) == (13, 9)
+        assert scores[0].opd == pytest.approx(2 / 3)
+        summary = summarize_phrases(scores, "bar")
+        assert list(summary.scores) == [PREDICTION, "0 Acoustic Grand Piano", "13 Xylophone"]
+        piano, xylophone = list(summary.scores.values())[1:]
+        assert (piano["token_accuracy"], piano["opd"], piano["exact"], piano["bars"]) == (6 / 8, 0.5, 0.5, 2)
+        assert (xylophone["token_accuracy"], xylophone["op"], xylophone["opd"]) == (1, 1, 0.75)
+        assert summary.title == "2 held-out bars"
+        assert summary.details["unit"] == "bar"
+        assert list(summarize_phrases(scores, "position").scores) == [PREDICTION], "positions do not name theirs"
 
     def test_means_are_of_phrases_and_of_tokens(self):
         scores = [PhraseScore(0, 10, 9, 1, 1, 1, 1, 0, 10), PhraseScore(0, 30, 3, 0.5, 0, 0, 0, 2, 30)]

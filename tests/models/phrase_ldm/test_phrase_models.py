@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -22,7 +23,7 @@ from midisynth.errors import CheckpointError, UsageError
 from midisynth.main import main
 from midisynth.models.phrase_ldm import PhraseLdm, PhraseLdmData, PhraseVae, PhraseVaeData
 from midisynth.models.phrase_ldm.codec import song_arrays
-from midisynth.models.phrase_ldm.composing import parse_bars
+from midisynth.models.phrase_ldm.composing import parse_bars, request, sample_latents
 from midisynth.models.phrase_ldm.conditions import SectionIds
 from midisynth.models.phrase_ldm.data import EverySong, RandomSongs
 from midisynth.models.phrase_ldm.latents import LatentTable
@@ -30,8 +31,10 @@ from midisynth.models.phrase_ldm.layouts import LayoutIds
 from midisynth.models.phrase_ldm.remiz import Bar, Note, Track, performance_from_bars
 from midisynth.models.phrase_ldm.rows import BAR_ID, EOS_ID, INST_ID, MASK_ID, SEP_ID
 from midisynth.models.phrase_ldm.sections import Section, parse_sections
+from midisynth.models.phrase_ldm.texts import parse
+from midisynth.models.phrase_ldm.units import is_unit
 from midisynth.models.phrase_ldm.vae_data import EveryRow, Phrases, RandomRows, Rows
-from midisynth.models.phrase_ldm.vocabulary import IDS, PITCH_IDS
+from midisynth.models.phrase_ldm.vocabulary import IDS, PITCH_IDS, to_text
 from midisynth.module import Item, Noise
 from midisynth.music.midi import read_midi, write_midi
 from midisynth.render import predict
@@ -121,10 +124,17 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.mark.parametrize("stage", ["infilling", "queries", "variational"])
-def test_every_stage_learns(stage: str, corpus: Path, cache: Path):
+@pytest.mark.parametrize(("stage", "unit"), [("infilling", "position"), ("queries", "bar"), ("variational", None)])
+def test_every_stage_learns(stage: str, unit: str | None, corpus: Path, cache: Path):
     torch.manual_seed(0)
-    model = PhraseVae(stage, **SMALL, dropout=0.0, optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-2))
+    model = PhraseVae(
+        stage,
+        unit,
+        **SMALL,
+        max_tokens=48,
+        dropout=0.0,
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-2),
+    )
     data = PhraseVaeData({"folder": {"root": str(corpus), "audio": False}}, batch_size=16, cache_dir=str(cache))
     data.connect(model)
     trainer = Trainer(max_steps=15, num_sanity_val_steps=0, limit_val_batches=2, max_epochs=-1, **QUIET)
@@ -183,7 +193,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Part:
 
 
 def test_training_rows_are_alike_in_length_and_move_through_the_keys(prepared: Part):
-    phrases = Phrases(prepared, by_bar=False)
+    phrases = Phrases(prepared)
     assert len(phrases.ids) == 2 * (8 + 10 + 16)
     assert {tuple(ids.tolist()) for ids in phrases.specials} == {(INST_ID,), (BAR_ID,), (SEP_ID,)}
     rows = RandomRows([phrases], [1.0], Rows(4, 128, None, False), batch=16, seed=0, transpose=6, specials=0.0)
@@ -215,6 +225,75 @@ def test_phrases_become_vectors_and_texts(vae_folder: Path):
     assert decoded[1] == "b-1"
     with pytest.raises(UsageError, match="stage infilling has no bottleneck"):
         PhraseVae("infilling", **SMALL).encode(texts)
+
+
+def test_examples_are_of_the_unit_of_the_model(corpus: Path, cache: Path):
+    for stage, unit in itertools.product(("infilling", "queries", "variational"), ("phrase", "bar", "position", None)):
+        model = PhraseVae(stage, unit, **SMALL)
+        assert model.unit == unit or (stage == "infilling") == (model.unit == "bar")
+        data = PhraseVaeData({"folder": {"root": str(corpus), "audio": False}}, 2, cache_dir=str(cache))
+        data.connect(model)
+        data.prepare(workers=1, progress=False)
+        data.setup("validate")
+        dataset = data.dataset("validation")
+        # 13 bars of two phrases, one of which has four onsets.
+        assert len(dataset) == {"phrase": 26 + 3, "bar": 13 + 1, "position": 65 + 2}[model.unit]
+        for number in range(len(dataset)):
+            shown, wanted = dataset[number]
+            assert wanted[-1] == EOS_ID
+            assert is_unit(wanted[:-1], model.unit)
+            assert (shown[model.queries + 1 :] != wanted) == (stage == "infilling")
+
+
+@pytest.mark.parametrize("unit", ["bar", "position"])
+@pytest.mark.parametrize("compat", [None, "published"])
+def test_songs_are_put_together_from_bars_and_positions(unit: str, compat: str | None, song: Path):
+    """Every vector is decoded to what it was made of, without the network."""
+
+    class Perfect(PhraseVae):
+        def encode(self, phrases):
+            assert all(is_unit(ids, unit) for ids in phrases)
+            return torch.tensor([[number, *ids, *[0] * (99 - len(ids))] for number, ids in enumerate(phrases)])
+
+        def decode(self, latents, shortcuts=None):
+            return [to_text(number for number in row[1:].tolist() if number) for row in latents]
+
+    model = Perfect(unit=unit, compat=compat, **SMALL)
+    example = model.codec.encode(song)["song"]
+    assert model.reconstruct(example).bars == model.codec.decode_texts(example.slots).bars
+    assert not model.reconstruct(example).repaired
+
+
+def test_bars_that_are_lost_count_as_such(song: Path, tmp_path: Path):
+    class Short(PhraseVae):
+        def encode(self, phrases):
+            return phrases
+
+        def decode(self, latents, shortcuts=None):
+            return [*latents[:12], *["[SEP]"] * (len(latents) - 12)]
+
+    _, report = compose_one(Short(**SMALL), tmp_path, [song])
+    assert (report["bars"], report["note_f1"]) == (6, 0.5)
+
+
+def test_units_are_not_mixed_up(vae_folder: Path, tmp_path: Path):
+    phrase, bar = "i-0 o-0 p-60 d-12 o-12 p-62 d-12", "i-0 o-0 p-60 d-12 b-1"
+    fitting = {"phrase": [phrase, "b-1", "[INST]"], "bar": [bar, "b-1"], "position": ["o-12 p-62 d-12", "b-1"]}
+    others = {"phrase": [bar, f"{phrase} {phrase}"], "bar": [phrase], "position": [phrase]}
+    torch.manual_seed(0)
+    for unit, texts in fitting.items():
+        model = PhraseVae(unit=unit, **SMALL, max_tokens=24).eval()
+        read = parse(" ".join(model.decode(3 * torch.randn(8, 8))))
+        assert not read.dropped.keys() - {"o", "p", "d"}  # where a text is cut
+        assert model.encode(texts).shape == (len(texts), 8)
+        for text in others[unit]:
+            with pytest.raises(UsageError, match=f"takes single {unit}s, which '{text}' is not"):
+                model.encode([text])
+    bars = tmp_path / "bars"
+    save_weights(PhraseVae(unit="bar", **SMALL).eval(), bars, half=False)
+    with pytest.raises(CheckpointError, match="is an autoencoder of bars, not of phrases"):
+        composer(bars).end_latent()
+    assert load_model(str(bars)).unit == "bar"
 
 
 # Latents of songs
@@ -370,6 +449,32 @@ def test_continuation_keeps_the_beginning(vae_folder: Path, song: Path, tmp_path
     assert notes_of(found, 0, 24) == notes_of(given, 0, 24)
 
 
+def test_what_is_given_is_in_the_latents(vae_folder: Path, song: Path, tmp_path: Path):
+    """The network sees what is given, and between two songs are both."""
+    model = composer(vae_folder, mode="continue", bars=10)
+    example = model.codec.encode(song)["song"]
+    noise = Noise([Item(song, tmp_path / "x.mid", "key")])
+    (found,) = sample_latents(model, [request(model, example)], noise)
+    own = model.vae.encode(example.slots)
+    torch.testing.assert_close(found[:24], own, atol=1e-4, rtol=1e-4)
+    assert not torch.isclose(found[24:40], model.end_latent(), atol=1e-2).all(dim=1).any()
+    torch.testing.assert_close(found[40:], model.end_latent().expand(8, -1), atol=1e-4, rtol=1e-4)
+    other = tmp_path / "other.mid"
+    write_midi(performance_from_bars(bars_of(3, 6)), other)
+    between = composer(vae_folder, mode="interpolate", other=str(other), share=0.25)
+    second = between.vae.encode(between.codec.encode(other)["song"].slots)
+    torch.testing.assert_close(request(between, example).latents[:24], 0.75 * own + 0.25 * second)
+
+
+@pytest.mark.parametrize("dropped", [0.0, 1.0])
+def test_conditions_are_left_out_in_training(vae_folder: Path, dropped: float):
+    model = composer(vae_folder, conditions=["length"], cfg_dropout=dropped).train()
+    batch = {"latents": torch.randn(4, 48, 8), "bars": torch.tensor([3, 5, 7, 9])}
+    batch |= {name: torch.zeros(4, 30, dtype=torch.long) for name in ("types", "lengths")}
+    model.training_step(batch, 0).backward()
+    assert (float(model.network.length_encoder.length_embedding.weight.grad.abs().sum()) == 0) == bool(dropped)
+
+
 def test_infilled_bars_lie_between_the_others(vae_folder: Path, song: Path, tmp_path: Path):
     given = read_midi(song)
     found, report = compose_one(composer(vae_folder, mode="infill", redo="2-3,5"), tmp_path, [song])
@@ -409,6 +514,16 @@ def test_between_a_song_and_itself_is_itself(vae_folder: Path, song: Path, tmp_p
     first, _ = compose_one(halfway, tmp_path, [song])
     second, _ = compose_one(varied, tmp_path, [song])
     assert first.notes.tobytes() == second.notes.tobytes()
+
+
+def test_between_two_songs_is_as_long_as_the_longer(vae_folder: Path, song: Path, tmp_path: Path):
+    longer = tmp_path / "longer.mid"
+    write_midi(performance_from_bars(bars_of(3, 9)), longer)
+    options = {"mode": "interpolate", "other": str(longer), "conditions": ["layout"]}
+    _, report = compose_one(composer(vae_folder, **options, layout="13+0*9"), tmp_path, [song])
+    assert report["bars"] == 9
+    (failed,) = predict(composer(vae_folder, **options, layout="13+0*6"), [song], tmp_path / "no.mid").outcomes
+    assert failed.reason == "the longer song has 9 bars: mode interpolate keeps them"
 
 
 def test_the_key_is_the_one_that_was_asked_for(vae_folder: Path, song: Path, tmp_path: Path):
@@ -452,6 +567,9 @@ def test_what_cannot_be_done_is_said(vae_folder: Path, song: Path, tmp_path: Pat
         ({"mode": "interpolate"}, "belong together"),
         ({"bars": 13}, "the model takes 1 to 12"),
         ({"repeats": 2}, "repeats needs solver"),
+        ({"key": "H"}, "'H' is no key"),
+        ({"tempo": 0.0}, "tempo is 0.0"),
+        ({"section_lengths": [8, 4]}, "in an order of their own"),
         ({"sections": "A8"}, "not trained with plans"),
         ({"layout": "13*4"}, "not trained with layouts"),
         ({"conditions": ["sections", "layout"], "compat": "published"}, "not both"),
@@ -484,12 +602,21 @@ def test_other_programs_read_what_is_composed(vae_folder: Path, song: Path, tmp_
 
 
 def test_a_song_does_not_depend_on_its_batch(vae_folder: Path, tmp_path: Path):
-    model = composer(vae_folder)
-    for folder, batch in (("one", 1), ("two", 2)):
+    together = []
+
+    class Watched(PhraseLdm):
+        def render(self, batch, noise):
+            together.append(len(batch))
+            return super().render(batch, noise)
+
+    torch.manual_seed(0)
+    model = Watched(vae=str(vae_folder), **DENOISER).eval()
+    for folder, batch in (("one", 1), ("two", None)):
         report = predict(model, [], tmp_path / folder, count=2, batch_size=batch, seed=3)
         assert [outcome.status for outcome in report.outcomes] == ["written"] * 2
+    assert together == [1, 1, 2], "songs are composed together unless a batch size says otherwise"
     names = [path.name for path in sorted((tmp_path / "one").glob("*.mid"))]
-    assert names == ["phraseldm-1.mid", "phraseldm-2.mid"]
+    assert names == ["watched-1.mid", "watched-2.mid"]
     songs = [read_midi(tmp_path / folder / name).notes for name in names for folder in ("one", "two")]
     assert songs[0].tobytes() == songs[1].tobytes()
     assert songs[0].tobytes() != songs[2].tobytes()

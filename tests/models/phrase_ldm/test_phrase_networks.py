@@ -27,6 +27,8 @@ from midisynth.models.phrase_ldm.network import EMBEDDING, TIED, PhraseAutoencod
 from midisynth.models.phrase_ldm.rows import EOS_ID, IGNORED, PAD_ID, labels, row
 from midisynth.models.phrase_ldm.sampling import LatentDiffusion
 from midisynth.models.phrase_ldm.sections import Section, parse_sections
+from midisynth.models.phrase_ldm.texts import parse
+from midisynth.models.phrase_ldm.units import is_unit
 from midisynth.models.phrase_ldm.vocabulary import IDS, TOKENS, to_ids, to_text
 from midisynth.tensor_files import load_state
 
@@ -191,6 +193,39 @@ def test_the_grammar_leaves_whole_notes_alone(trained):
             assert pitches == sorted(set(pitches), reverse=True), "pitches fall within an onset"
         repeated += len(onsets) > 1
     assert repeated, "some phrase has several onsets"
+
+
+def test_the_grammar_of_bars_and_positions():
+    """Greedy walks over random scores: what the grammar allows is music, and what it is of."""
+    torch.manual_seed(0)
+    tracks, said = Grammar(unit="bar"), Grammar(unit="bar").begin(1)
+    for number in to_ids("i-13 o-40 p-60 d-3 i-0"):
+        said = tracks.after(torch.tensor([number]), *said)
+    onsets = tracks.allowed(torch.tensor([IDS["i-0"]]), *said)[0, [IDS["o-0"], IDS["o-40"]]]
+    assert onsets.all(), "every track begins anew"
+    bars = positions = 0
+    for velocity, unit in ((False, "bar"), (True, "position")):
+        grammar = Grammar(velocity, unit)
+        last, said, texts = torch.full((32,), IDS["[BOS]"]), grammar.begin(32), [[] for _ in range(32)]
+        for _ in range(40):
+            scores = torch.rand(32, len(TOKENS)).masked_fill(~grammar.allowed(last, *said), -1)
+            scores[:, IDS["b-1"]] *= 3
+            last = scores.argmax(dim=1)
+            said = grammar.after(last, *said)
+            for text, number in zip(texts, last.tolist(), strict=True):
+                text.append(TOKENS[number])
+        for text in texts:
+            if "[EOS]" not in text:
+                continue
+            words = text[: text.index("[EOS]")]
+            assert is_unit(to_ids(" ".join(words)), unit)
+            parsed = parse(words)
+            # Onsets are drawn without regard to the length of a bar.
+            assert not parsed.dropped.keys() - {"o", "p", "d", "v"}
+            programs = [word for word in words if word.startswith("i-")]
+            bars += len(programs) > 1
+            positions += unit == "position" and words[0].startswith("o-")
+    assert bars and positions
 
 
 # The denoiser
