@@ -274,6 +274,38 @@ def test_atepp(atepp: Path, aligned: AlignedPerformance):
     assert [r.id for r in Atepp(str(atepp), min_match_ratio=0.4).records()] == ["00001", "00002", "00003"]
 
 
+def test_atepp_with_recordings(atepp: Path, tmp_path: Path):
+    """Performance 1 has its recording where its MIDI is, 2 and 4 in one folder, 3 has none, and 4 has no MIDI."""
+    (midi,) = atepp.rglob("00001.mid")
+    nested = tmp_path / "audio" / midi.relative_to(atepp).with_suffix(".wav")
+    nested.parent.mkdir(parents=True)
+    for path in (nested, tmp_path / "audio" / "00002.flac", tmp_path / "audio" / "00004.flac"):
+        path.touch()
+    corpus = Atepp(str(atepp), audio=str(tmp_path / "audio"))
+    assert corpus.content == {"midi", "audio"} and Atepp(str(atepp)).content == {"midi", "score", "alignment"}
+    records = corpus.records()
+    assert [(r.id, r.midi.name, r.audio.name) for r in records] == [
+        ("00001", "00001.mid", "00001.wav"),
+        ("00002", "00002.mid", "00002.flac"),
+    ]
+    assert len({record.split for record in records}) == 1, "two performances of a piece"
+    with open(atepp / "ATEPP-metadata-1.1.csv", encoding="utf-8", newline="") as file:
+        heading, *rows = csv.reader(file)
+    splits = ("validation", "test", "train", "train")
+    table = [[*heading, "split"], *([*row, split] for row, split in zip(rows, splits, strict=True))]
+    write_rows(atepp / "clean.csv", table)
+    chosen = Atepp(str(atepp), audio=str(tmp_path / "audio"), table="clean.csv")
+    assert [record.split for record in chosen.records()] == ["validation", "test"]
+    write_rows(atepp / "clean.csv", [[*row[:-1], "dev"] if row[-1] == "test" else row for row in table])
+    with pytest.raises(DataError, match="split 'dev' is none of train, validation, test"):
+        chosen.records()
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError, match=r"none of 4 performances has its MIDI in .* such as 00001\.flac"):
+        Atepp(str(atepp), audio=str(tmp_path / "none")).records()
+    with pytest.raises(DataError, match=r"atepp\.audio: no such folder"):
+        Atepp(str(atepp), audio=str(tmp_path / "absent"))
+
+
 def test_atepp_is_not_as_it_should_be(atepp: Path):
     with pytest.raises(DataError, match=r"of 4 performances .* 3 have MIDI, score and .* none a match ratio of 1.1"):
         Atepp(str(atepp), min_match_ratio=1.1).records()
