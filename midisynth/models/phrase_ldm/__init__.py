@@ -8,7 +8,8 @@ positions, and `rows.py` makes what the autoencoder learns from.
 
 `network.py` is the autoencoder of phrases and `decoding.py` what turns its latents into tokens; `vae.py` and
 `vae_data.py` are the model of it. `ldm.py` is the denoiser of songs, `conditions.py` what it can be told of them,
-`sampling.py` its diffusion, `latents.py` what is prepared of songs, `composing.py` the way from a request to music.
+`sampling.py` its diffusion, `latents.py` what is prepared of songs, `composing.py` the way from a request to music, and
+`instruments.py` what files play in place of the programs that it knows.
 `vae_evaluation.py` and `evaluation.py` are what a test measures of both, the latter by `song_scores.py`.
 """
 

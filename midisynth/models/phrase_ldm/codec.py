@@ -19,6 +19,7 @@ import numpy as np
 from midisynth.datasets.corpus import Record
 from midisynth.errors import DataError, MidiError
 from midisynth.models.phrase_ldm.grid import DRUMS, Compat
+from midisynth.models.phrase_ldm.instruments import Instruments
 from midisynth.models.phrase_ldm.operations import key_and_range, transposed
 from midisynth.models.phrase_ldm.remiz import Bar, bars_from_performance, performance_from_bars
 from midisynth.models.phrase_ldm.sections import Section, bar_count, parse_sections, plan_text, prompt
@@ -50,6 +51,7 @@ class Song:
         key: The key it was in.
         shift: Semitones by which it was moved.
         warnings: What was lost, one sentence each.
+        instruments: What its file plays in place of programs of the texts.
     """
 
     bars: list[Bar]
@@ -59,6 +61,7 @@ class Song:
     key: Key = C_MAJOR
     shift: int = 0
     warnings: list[str] = field(default_factory=list)
+    instruments: Instruments = field(default_factory=Instruments)
 
     @property
     def layout(self) -> list[list[str]]:
@@ -96,6 +99,11 @@ class Playback:
     programs: Mapping[int, int] = field(default_factory=dict)
     transpose: Mapping[int, int] = field(default_factory=dict)
     velocities: Mapping[int, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, song: Song, key: Key | None = None, tempo: float | None = None) -> Playback:
+        """By the instruments that a song came with."""
+        return cls(key, tempo, song.instruments.programs, song.instruments.transpose)
 
 
 #: How the authors play what their models make of POP909's melody (13), bridge (25) and piano (0).
@@ -135,6 +143,7 @@ class PhraseCodec:
     Attributes:
         max_duration_sec: Longest file that is read (seconds).
         repair: Read what is left of damaged files.
+        instruments: What files play in place of programs of the texts, for `encode`.
     """
 
     version: ClassVar[int] = 1
@@ -158,6 +167,7 @@ class PhraseCodec:
         self.compat = compat
         self.max_duration_sec = 7200.0
         self.repair = False
+        self.instruments = Instruments()
 
     @property
     def key(self) -> dict[str, Any]:
@@ -177,7 +187,11 @@ class PhraseCodec:
         overlap = "restrike" if self.compat is None else "fifo"
         performance = read_midi(path, overlap=overlap, repair=self.repair, max_duration_sec=self.max_duration_sec)
         try:
-            song = self.song(performance)
+            if self.instruments.fits(performance):
+                performance = self.instruments.undone(performance)
+                song = replace(self.song(performance), instruments=self.instruments)
+            else:
+                song = self.song(performance)
         except DataError as error:
             raise MidiError(path, str(error)) from None
         for warning in (*performance.warnings, *song.warnings):
@@ -250,7 +264,7 @@ class PhraseCodec:
         """The music of what `encode` returned, on the grid, in its own key and at its median tempo."""
         song: Song = encoded["song"]
         decoded = self.decode_texts(song.slots)
-        return self.perform(transposed(decoded.bars, -song.shift), Playback(tempo=song.tempo))
+        return self.perform(transposed(decoded.bars, -song.shift), Playback.of(song, tempo=song.tempo))
 
     def decode_texts(self, texts: Sequence[str], playback: Playback | None = None, slots: int | None = None) -> Decoded:
         """Music from the texts of a song's slots, whatever a decoder wrote into them.

@@ -150,7 +150,7 @@ def kept_slots(song: Song, redo: str | None, keep: Sequence[int]) -> Tensor:
     Args:
         song: The song.
         redo: Bars to compose anew; None: all.
-        keep: Programs that stay in these bars.
+        keep: Programs of its file that stay in these bars.
 
     Raises:
         UsageError: Nothing is to be done, or there are no such bars or programs.
@@ -159,11 +159,11 @@ def kept_slots(song: Song, redo: str | None, keep: Sequence[int]) -> Tensor:
     if redo is None and not keep:
         raise UsageError("infill: name the bars to compose anew (redo), or the programs that stay (keep)")
     anew = set(range(length)) if redo is None else parse_bars(redo, length)
-    names = {f"i-{program}" for program in keep}
-    present = {text.split()[0] for text in song.slots}
-    if missing := names - present:
-        known = ", ".join(sorted((name[2:] for name in present if name.startswith("i-")), key=int))
-        raise UsageError(f"keep: the song has no program {min(missing)[2:]}; it has {known}")
+    present = {song.instruments.played(track.program) for bar in song.bars for track in bar.tracks}
+    if missing := set(keep) - present:
+        known = ", ".join(map(str, sorted(present)))
+        raise UsageError(f"keep: the song has no program {min(missing)}; it has {known}")
+    names = {f"i-{song.instruments.known(program)}" for program in keep}
     return torch.tensor(
         [
             index // size not in anew or text.split()[0] in names or index % size == size - 1
@@ -274,7 +274,8 @@ def finish(model: PhraseLdm, wanted: Request, latents: Tensor, texts: Sequence[s
     decoded = model.codec.decode_texts(texts)
     bars = decoded.bars
     if wanted.song is not None:
-        bars = with_originals(wanted.song, bars, wanted.given, set(model.hparams.keep or ()))
+        keep = {wanted.song.instruments.known(program) for program in model.hparams.keep or ()}
+        bars = with_originals(wanted.song, bars, wanted.given, keep)
     report: dict[str, Any] = {"bars": len(bars)}
     if wanted.sections:
         report["sections"] = plan_text(wanted.sections)
@@ -330,5 +331,5 @@ def perform(model: PhraseLdm, song: Song | None, bars: Sequence[Bar]) -> Any:
         playback = replace(played, key=key, tempo=options.tempo or played.tempo)
     else:
         bars = bars if key is not None else transposed(bars, -song.shift)
-        playback = Playback(key=key, tempo=options.tempo)
+        playback = Playback.of(song, key, options.tempo)
     return model.codec.perform(bars, playback)

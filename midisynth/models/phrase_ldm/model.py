@@ -15,11 +15,12 @@ from midisynth.diffusion.objectives import Objective
 from midisynth.diffusion.sampling import Solver, content_generators
 from midisynth.errors import CheckpointError, UsageError
 from midisynth.models.phrase_ldm.checkpoint import FILES, is_autoencoder, is_denoiser, read_denoiser
-from midisynth.models.phrase_ldm.codec import PhraseCodec
+from midisynth.models.phrase_ldm.codec import PUBLISHED_PLAYBACK, PhraseCodec
 from midisynth.models.phrase_ldm.composing import Mode, compose
 from midisynth.models.phrase_ldm.conditions import SectionIds
 from midisynth.models.phrase_ldm.evaluation import Examiner, known_songs
 from midisynth.models.phrase_ldm.grid import Compat
+from midisynth.models.phrase_ldm.instruments import Instruments
 from midisynth.models.phrase_ldm.layouts import LayoutIds
 from midisynth.models.phrase_ldm.ldm import Conditioning, PhraseDenoiser
 from midisynth.models.phrase_ldm.rows import SEP_ID
@@ -77,7 +78,10 @@ class PhraseLdm(MidiModule):
         strength: Share of the noise schedule that modes vary and interpolate go back by, from 0, not at all, to 1.
         key: Key to end in, such as "D" or "F# minor"; null: C major or A minor for new songs, else that of the input.
         tempo: Quarter notes a minute; null: 90 for new songs, else that of the input.
-        arranged: Play new songs as the authors do, the melody by a synthesiser.
+        arranged: Play new songs as the authors do, the melody by a synthesiser; songs that were so played are
+            understood when they are continued or varied.
+        instruments: Program of the input -> program that the model takes it for, such as {40: 13} for a melody that a
+            violin plays; the result has those of the input.
         solver: "ddpm", "ddim" or "dpm_solver" (DPM-Solver++).
         sample_steps: Calls of the network.
         guidance: Weight of classifier-free guidance; 1 is none, and halves the cost.
@@ -134,6 +138,7 @@ class PhraseLdm(MidiModule):
         key: str | None = None,
         tempo: float | None = None,
         arranged: bool = True,
+        instruments: dict[int, int] | None = None,
         solver: Solver = "dpm_solver",
         sample_steps: int = 30,
         guidance: float = 1.0,
@@ -175,6 +180,11 @@ class PhraseLdm(MidiModule):
             raise UsageError("sections: this model was not trained with plans of sections; ask for bars alone")
         if options.layout is not None and "layout" not in (options.conditions or ()):
             raise UsageError("layout: this model was not trained with layouts of instruments; leave it out")
+        instruments = dict(options.instruments or {})
+        if len(set(instruments.values())) < len(instruments):
+            raise UsageError("instruments: two programs of the input cannot be taken for the same one")
+        if any(not 0 <= program <= 127 for program in (*instruments, *instruments.values())):
+            raise UsageError("instruments: programs are 0 to 127")
         if options.key is not None:
             parse_key(options.key)
         if options.tempo is not None and not options.tempo > 0:
@@ -229,8 +239,13 @@ class PhraseLdm(MidiModule):
 
     @cached_property
     def codec(self) -> PhraseCodec:  # type: ignore[override]
-        """That of the autoencoder, for songs that fit into this model."""
-        return self.song_codec()
+        """That of the autoencoder, for songs that fit into this model, played by what `instruments` says."""
+        codec, options = self.song_codec(), self.hparams
+        if options.instruments:
+            codec.instruments = Instruments({known: played for played, known in options.instruments.items()})
+        elif options.arranged:
+            codec.instruments = Instruments(PUBLISHED_PLAYBACK.programs, PUBLISHED_PLAYBACK.transpose, optional=True)
+        return codec
 
     def song_codec(self) -> PhraseCodec:
         """A codec like the autoencoder's, for songs up to the length of this model's."""

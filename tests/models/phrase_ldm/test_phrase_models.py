@@ -449,6 +449,51 @@ def test_continuation_keeps_the_beginning(vae_folder: Path, song: Path, tmp_path
     assert notes_of(found, 0, 24) == notes_of(given, 0, 24)
 
 
+def test_a_song_that_was_composed_here_is_understood(vae_folder: Path, tmp_path: Path):
+    """Its melody is on another program, an octave higher, than the one that the model knows."""
+    performed = performance_from_bars(bars_of(3, 6), programs={13: 87}, transpose={13: 12})
+    assert {0, 87} == set(performed.notes["program"].tolist())
+    song = tmp_path / "composed.mid"
+    write_midi(performed, song)
+    model = composer(vae_folder, mode="continue", bars=10)
+    plain = tmp_path / "plain.mid"
+    write_midi(performance_from_bars(bars_of(3, 6)), plain)
+    assert model.codec.encode(song)["song"].slots == model.codec.encode(plain)["song"].slots
+    found, _ = compose_one(model, tmp_path, [song])
+    assert notes_of(found, 0, 24) == notes_of(read_midi(song), 0, 24)
+    assert 13 not in found.notes["program"]
+    as_it_is = composer(vae_folder, mode="continue", bars=10, arranged=False)
+    assert any("i-87" in text for text in as_it_is.codec.encode(song)["song"].slots)
+    # What has a melody that the model knows keeps its synthesiser.
+    both = read_midi(plain)
+    both.notes["program"][both.notes["program"] == 0] = 87
+    write_midi(both, song)
+    assert any("i-87" in text for text in model.codec.encode(song)["song"].slots)
+
+
+def test_instruments_that_stand_for_others(vae_folder: Path, tmp_path: Path):
+    song = tmp_path / "violin.mid"
+    write_midi(performance_from_bars(bars_of(3, 6), programs={13: 40}), song)
+    options = {"mode": "infill", "instruments": {40: 13}}
+    found, _ = compose_one(composer(vae_folder, **options, keep=[40]), tmp_path, [song])
+    given = read_midi(song)
+    melody = {tuple(note) for note in given.notes[given.notes["program"] == 40][["onset_tick", "pitch"]].tolist()}
+    kept = {tuple(note) for note in found.notes[found.notes["program"] == 40][["onset_tick", "pitch"]].tolist()}
+    ticks = found.ticks_per_quarter / given.ticks_per_quarter
+    assert kept == {(onset * ticks, pitch) for onset, pitch in melody} and 13 not in found.notes["program"]
+    for wrong, keep, message in (
+        ({40: 13}, [13], "keep: the song has no program 13; it has 0, 40"),
+        ({41: 13}, [40], "instruments: the song has no program 41; it has 0, 40"),
+        ({40: 0}, [40], "instruments: the song plays program 0 as well as 40: name another for 0"),
+    ):
+        model = composer(vae_folder, mode="infill", instruments=wrong, keep=keep)
+        (failed,) = predict(model, [song], tmp_path / "no.mid").outcomes
+        assert failed.status == "failed" and message in failed.reason
+    for wrong, message in (({40: 13, 41: 13}, "cannot be taken for the same"), ({40: 128}, "programs are 0 to 127")):
+        with pytest.raises(UsageError, match=message):
+            composer(vae_folder, **{**options, "instruments": wrong})
+
+
 def test_what_is_given_is_in_the_latents(vae_folder: Path, song: Path, tmp_path: Path):
     """The network sees what is given, and between two songs are both."""
     model = composer(vae_folder, mode="continue", bars=10)
