@@ -247,7 +247,7 @@ class PianoCodec(AdversarialStep, MidiModule):
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> Renditions:
         audio = batch["audio"]
-        return Renditions({PREDICTION: self(audio)}, audio, self.sample_rate, batch["notes"], names=batch["name"])
+        return Renditions({PREDICTION: self(audio)}, audio, self.sample_rate, batch["notes"], names=batch.get("name"))
 
     # Files
 

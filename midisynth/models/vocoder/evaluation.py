@@ -23,7 +23,7 @@ def renditions(
     log_mel: LogMel,
     audio: Tensor,
     notes: Sequence[np.ndarray],
-    names: Sequence[str],
+    names: Sequence[str] | None,
     log: Callable[[str, float], Any],
 ) -> Renditions:
     """Resynthesise recordings from their spectrograms.
@@ -38,7 +38,7 @@ def renditions(
         log_mel: Its spectrogram.
         audio: Recordings at the vocoder's rate, [batch, samples].
         notes: True notes of each.
-        names: What each is called.
+        names: The recording that each is of, if known.
         log: Takes name and value.
     """
     audio = audio.cpu()

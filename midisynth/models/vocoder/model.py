@@ -222,7 +222,7 @@ class NeuralVocoder(AdversarialStep, MidiModule, Vocoder):
             self.log_mel,
             batch["audio"],
             batch["notes"],
-            batch["name"],
+            batch.get("name"),
             lambda name, value: self.log(name, value, batch_size=size, sync_dist=True),
         )
 
