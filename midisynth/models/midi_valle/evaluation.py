@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from midisynth.diffusion.sampling import content_generators
 from midisynth.evaluation import ENCODED, PREDICTION, Renditions
@@ -21,6 +22,9 @@ def evaluate_batch(model: MidiValle, batch: Sequence[Mapping[str, Any]]) -> Rend
     Args:
         model: That is tested.
         batch: Examples of `data.Stretches`, all of one length.
+
+    Returns:
+        With the measures of `listening`.
     """
     prompts = [example["prompt"].to(model.device) for example in batch]
     codes = model.generate(
@@ -45,4 +49,30 @@ def evaluate_batch(model: MidiValle, batch: Sequence[Mapping[str, Any]]) -> Rend
         sample_rate=model.neural_codec.sample_rate,
         notes=[example["truth"] for example in batch],
         names=[example["name"] for example in batch],
+        measures=listening(model, batch),
     )
+
+
+def listening(model: MidiValle, batch: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    """How much the notes tell the first language model.
+
+    Args:
+        model: That is tested.
+        batch: As in `evaluate_batch`.
+
+    Returns:
+        "nats", the negative log likelihood of the first code of a frame after all of those before it, [batch]; where
+        there are other notes "other_nats", the same with these, and "sensitivity", how much less the first is.
+    """
+    measures = {"nats": torch.stack([_nll(model, example, example["rows"]) for example in batch])}
+    if all("other" in example for example in batch):
+        measures["other_nats"] = torch.stack([_nll(model, example, example["other"]) for example in batch])
+        measures["sensitivity"] = measures["other_nats"] - measures["nats"]
+    return measures
+
+
+def _nll(model: MidiValle, example: Mapping[str, Any], rows: Tensor) -> Tensor:
+    codes = torch.cat([example["prompt"], example["codes"]]).to(model.device)[None]
+    lengths = torch.tensor([len(rows)]), torch.tensor([codes.shape[1]])
+    losses = model.network(rows.to(model.device)[None], lengths[0], codes, lengths[1], train_stage=1)
+    return losses.ar / losses.frames

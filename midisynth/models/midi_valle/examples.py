@@ -192,7 +192,7 @@ class Stretches(Dataset):
 
     Examples have "rows" [note rows, columns] of prompt and stretch, "prompt_notes", how many are the prompt's, "prompt"
     and "codes" [frames, codebooks] of either, "audio" [samples] of the stretch, "truth" [notes] of `NOTE_DTYPE`, what
-    is struck in it, and "name", that of its record.
+    is struck in it, "name", that of its record, and where there is another stretch "other", the rows of one.
 
     Args:
         parts: Prepared corpora.
@@ -224,12 +224,12 @@ class Stretches(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         prepared, start = self._places[index]
-        first, last = start + self._prompt, start + self._prompt + self._frames
+        first, last = start + self._prompt, self._last(start)
         samples = round(self._sample_rate / self._cutter.frames_per_sec)
         audio = _waveform(_Known(prepared.record), self._sample_rate)[first * samples : last * samples]
         prompt = self._cutter.played(self._cutter.segment(prepared, start, first))
-        return {
-            "rows": self._cutter.rows(self._cutter.segment(prepared, start, last)),
+        example = {
+            "rows": self._rows(prepared, start),
             "prompt_notes": len(prompt.notes),
             "prompt": self._cutter.codes(prepared, start, first),
             "codes": self._cutter.codes(prepared, first, last),
@@ -237,6 +237,16 @@ class Stretches(Dataset):
             "truth": self._struck(prepared, first, last),
             "name": prepared.record.name,
         }
+        # Far away, which is another piece as a rule; always the same, on however many processes.
+        other = (index + len(self) // 2) % len(self)
+        return example if other == index else {**example, "other": self._rows(*self._places[other])}
+
+    def _rows(self, prepared: Prepared, start: int) -> Tensor:
+        """Note rows of a prompt and the stretch that follows it."""
+        return self._cutter.rows(self._cutter.segment(prepared, start, self._last(start)))
+
+    def _last(self, start: int) -> int:
+        return start + self._prompt + self._frames
 
     def _struck(self, prepared: Prepared, first: int, last: int) -> np.ndarray:
         sounding = extend_by_pedal(self._cutter.performance(prepared))

@@ -182,6 +182,8 @@ def test_stretches_of_a_test_follow_their_prompts(data: MidiValleData):
     assert len(example["rows"]) == struck.sum() + 2
     assert example["prompt_notes"] == ((notes["onset_sec"] >= 2.0) & (notes["onset_sec"] < 5.0)).sum()
     assert collate([example, example]) == [example, example]
+    torch.testing.assert_close(example["other"], dataset[(1 + len(dataset) // 2) % len(dataset)]["rows"])
+    assert "other" not in Stretches(data.parts("test"), data._model.cutter(), (len(codes) - 150) / 50, 32000)[0]
     with pytest.raises(DataError, match=r"no recording for testing has the 15 s that a prompt and data\.test_sec are"):
         Stretches(data.parts("test"), data._model.cutter(), 12.0, 32000)
 

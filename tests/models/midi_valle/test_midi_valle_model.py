@@ -22,6 +22,7 @@ from midisynth.main import main
 from midisynth.models.midi_valle import MidiValle, NoteRows, PianoCodec
 from midisynth.models.midi_valle.checkpoint import own_name
 from midisynth.models.midi_valle.codecs import UNTRAINED, load_neural_codec
+from midisynth.models.midi_valle.evaluation import listening
 from midisynth.models.midi_valle.examples import collate_segments
 from midisynth.models.midi_valle.prompts import default_prompt
 from midisynth.models.midi_valle.rendering import sound_of
@@ -54,6 +55,30 @@ def batch(seed: int = 0, prompts: bool = False) -> dict[str, Any]:
             example |= {"neighbour": example["codes"].flip(0), "place": 0.5, "longest": 50}
         examples.append(example)
     return collate_segments(examples)
+
+
+def test_what_the_notes_tell():
+    """Nothing, where the model is deaf to them."""
+    random = np.random.default_rng(0)
+    examples = []
+    for count in (9, 12):
+        rows = [(float(onset), 0.3, 60, 70, 0) for onset in np.sort(random.uniform(0, 1.5, count))]
+        codes = torch.from_numpy(random.integers(0, 64, (90, 4)))
+        rows = torch.from_numpy(NoteRows().encode(performance_of(rows)))
+        examples.append({"rows": rows, "prompt": codes[:40], "codes": codes[40:]})
+    examples = [{**one, "other": other["rows"]} for one, other in zip(examples, examples[::-1], strict=True)]
+    model = built().eval()
+    with torch.no_grad():
+        found = listening(model, examples)
+        torch.testing.assert_close(found["sensitivity"], found["other_nats"] - found["nats"])
+        assert (found["sensitivity"].abs() > 1e-4).all()
+        # Alone or in a batch.
+        torch.testing.assert_close(listening(model, examples[1:])["nats"], found["nats"][1:])
+        assert set(listening(model, [{k: v for k, v in examples[0].items() if k != "other"}])) == {"nats"}
+        assert 3 < float(found["nats"].mean()) < 6  # of ln 65
+        model.network.ar.text_embedding.weight.zero_()
+        examples = [{**one, "other": one["rows"].flip(0)} for one in examples]
+        assert (listening(model, examples)["sensitivity"].abs() < 1e-6).all()
 
 
 def learned(model: MidiValle, steps: int = 1, prompts: bool = False) -> set[str]:
