@@ -7,7 +7,9 @@ usually written in PyTorch, and was in the original: for every sample and layer,
 reads a queue that is a tensor. A second one keeps the queues as lists and convolves the two columns that matter.
 Conditioning is computed beforehand for all. Everything runs in one process on one thread; CPU time is measured, and the
 best of some rounds, in which all take turns, is taken. All draw from the same uniforms, and that they draw the same
-codes is checked. On a machine with a GPU, `--device cuda` measures wall time of the engine there, by number of streams.
+codes is checked. Guided engines take two passes for each stream; here they are given the same conditioning for both, so
+that these codes are the same, too. On a machine with a GPU, `--device cuda` measures wall time of the engine there, by
+number of streams.
 """
 
 from __future__ import annotations
@@ -37,6 +39,10 @@ SAMPLES = {
     ("torch", 8): 256,
     ("numba", 1): 8192,
     ("numba", 8): 2048,
+    ("torch, guided", 1): 1024,
+    ("torch, guided", 8): 256,
+    ("numba, guided", 1): 8192,
+    ("numba, guided", 8): 2048,
 }
 CUDA_STREAMS = (1, 8, 64, 256)
 
@@ -129,6 +135,8 @@ def measure(decoder: WaveNet, engines: dict[str, Engine], rounds: int) -> dict[t
     for _ in range(rounds):
         for (name, streams), samples in SAMPLES.items():
             added, noise = inputs(decoder, streams, samples)
+            if name in engines:
+                added = added.repeat_interleave(engines[name].passes, dim=0)
 
             def run(name=name, streams=streams, added=added, noise=noise) -> Tensor:
                 if name in loops:
@@ -145,7 +153,8 @@ def check(decoder: WaveNet, loops: dict[str, Plain], engines: dict[str, Engine])
     """Compare the codes of all."""
     added, noise = inputs(decoder, 1, 64)
     codes = {name: loop(added[0], noise[0]) for name, loop in loops.items()}
-    codes |= {name: engine.run(engine.start(1), added, decoder.hop, noise)[0] for name, engine in engines.items()}
+    for name, engine in engines.items():
+        codes[name] = engine.run(engine.start(1), added.expand(engine.passes, -1, -1, -1), decoder.hop, noise)[0]
     for name, found in codes.items():
         if not found.equal(codes["plain loop"]):
             raise SystemExit(f"{name} draws other codes than the plain loop")
@@ -180,6 +189,7 @@ def main() -> int:
             measure_cuda(decoder)
             return 0
         engines = {name: choose(decoder, Categorical(), name=name) for name in ENGINES if name != "cuda"}
+        engines |= {f"{name}, guided": choose(decoder, Categorical(), name=name, guidance=2.0) for name in engines}
     except MidisynthError as error:
         print(error, file=sys.stderr)
         return 1

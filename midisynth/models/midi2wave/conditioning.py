@@ -16,6 +16,8 @@ from midisynth.errors import UsageError
 
 #: The value of attributes of which nothing is known.
 UNKNOWN = "unknown"
+#: Attributes of a recording that the decoder may be told.
+ATTRIBUTES = ("year", "composer", "piano")
 
 
 class Vocabulary:
@@ -82,6 +84,11 @@ class GlobalConditioning(nn.ModuleDict):
         super().__init__({name: nn.Embedding(size, channels) for name, size in sizes.items()})
         for table in self.values():
             nn.init.zeros_(table.weight)
+
+    def with_unknown(self, row: Tensor) -> Tensor:
+        """A row [values], and one of which every attribute is unknown: [2, values]."""
+        unknown = [F.one_hot(torch.tensor(0), table.num_embeddings) for table in self.values()]
+        return torch.stack([row, torch.cat(unknown).to(row)])
 
     def forward(self, rows: Tensor | None) -> Tensor:
         """[batch, values], or None for unknown -> [batch or 1, channels]."""

@@ -55,7 +55,7 @@ def generate(
 
     Args:
         network: In evaluation mode.
-        engine: Made for its decoder.
+        engine: Made for its decoder. If it guides, attributes of pieces count against unknown ones.
         pieces: What to make.
         keep_teacher: Output what was put in where that is given, and not what the network makes of its past.
 
@@ -66,7 +66,7 @@ def generate(
         ValueError: A roll ends before its samples.
     """
     hop = network.decoder.hop
-    conditionings = [_Conditioning(network, piece) for piece in pieces]
+    conditionings = [_Conditioning(network, piece, engine.passes) for piece in pieces]
     for position, piece in enumerate(pieces):
         silence = torch.tensor([engine.head.levels // 2])
         yield position, _with_teacher(silence, piece, 0) if keep_teacher else silence
@@ -82,7 +82,7 @@ def generate(
         first_step, last_step = tick * hop, min(last * hop, max(pieces[p].samples for p in active) - 1)
         codes = engine.run(
             state,
-            torch.stack([conditionings[position].columns(tick, last) for position in active]),
+            torch.cat([conditionings[position].columns(tick, last) for position in active]),
             1 if network.decoder.upsampling is not None else hop,
             torch.stack([_noise(pieces[position], first_step, last_step, engine.head) for position in active]),
             _teacher([pieces[position] for position in active], first_step, last_step),
@@ -194,17 +194,21 @@ class _Conditioning:
     Args:
         network: The network.
         piece: The piece.
+        passes: Of the engine; the second one's attributes are unknown.
 
     Raises:
         ValueError: The roll ends before the samples.
     """
 
-    def __init__(self, network: WaveNetAutoencoder, piece: Piece):
+    def __init__(self, network: WaveNetAutoencoder, piece: Piece, passes: int):
         decoder = network.decoder
         self._network, self._roll, self._start = network, piece.roll, piece.start
         #: Tells device and type.
         self._weight = decoder.dilated.weight
-        self._attributes = None if piece.attributes is None else piece.attributes[None].to(self._weight)
+        self._passes, self._attributes = passes, None
+        if piece.attributes is not None:
+            known = piece.attributes.to(self._weight)
+            self._attributes = known[None] if passes == 1 else decoder.global_cond.with_unknown(known)
         #: Ticks before, which a transposed convolution spreads as far as a tick.
         self._before = 0 if decoder.upsampling is None else -(-decoder.upsampling.kernel_size[0] // decoder.hop) - 1
         self._read = range(0)
@@ -213,7 +217,7 @@ class _Conditioning:
             raise ValueError(f"{piece.samples} samples need {self._end} ticks of the roll, not {piece.roll.shape[-1]}")
 
     def columns(self, first: int, last: int) -> Tensor:
-        """[columns, layers, 2R] of ticks of the output: one column each, or one for each sample if upsampled.
+        """[passes, columns, layers, 2R] of ticks of the output: one column each, or one for each sample if upsampled.
 
         After the end of the piece there are zeros.
         """
@@ -221,7 +225,7 @@ class _Conditioning:
         repeats = decoder.hop if decoder.upsampling is not None else 1
         columns = (last - first) * repeats
         first, last = first + self._start, min(last + self._start, self._end)
-        shape = columns, len(decoder.dilations), 2 * decoder.residual_channels
+        shape = self._passes, columns, len(decoder.dilations), 2 * decoder.residual_channels
         found = torch.zeros(shape, dtype=torch.float32, device=self._weight.device)
         if first >= last:
             return found
@@ -229,12 +233,14 @@ class _Conditioning:
         z = None if self._network.encoder is None else self._context(first - before, last)
         added = decoder.layer_conditioning(z, self._attributes)
         if added is not None:
-            added = added[0].permute(2, 0, 1)
-            found[: (last - first) * repeats] = added[before * repeats :]
+            found[:, : (last - first) * repeats] = added.permute(0, 3, 1, 2)[:, before * repeats :]
         return found
 
     def _context(self, first: int, last: int) -> Tensor:
-        """What the encoder makes of ticks, [1, channels, last - first]; it reads more at once, and keeps them."""
+        """What the encoder makes of ticks; it reads more at once, and keeps them.
+
+        [1, channels, last - first]: one for all passes, or one for each if the encoder itself is told attributes.
+        """
         if first not in self._read or last > self._read.stop:
             self._read = range(first, min(max(last, first + ENCODER_TICKS), self._roll.shape[-1]))
             # A column depends on as many before it.

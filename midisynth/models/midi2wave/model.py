@@ -18,7 +18,7 @@ from midisynth.generation import SamplingRules
 from midisynth.models.midi2wave.aggressive import AggressiveTraining
 from midisynth.models.midi2wave.bottleneck import ArgmaxBottleneck, diversity
 from midisynth.models.midi2wave.checkpoint import read_published
-from midisynth.models.midi2wave.conditioning import GlobalConditioning, Vocabulary
+from midisynth.models.midi2wave.conditioning import ATTRIBUTES, GlobalConditioning, Vocabulary
 from midisynth.models.midi2wave.engines import Engine, choose
 from midisynth.models.midi2wave.evaluation import evaluate_batch
 from midisynth.models.midi2wave.heads import Categorical, Head, LogisticMixture
@@ -28,9 +28,6 @@ from midisynth.models.midi2wave.pieces import PedalKind, PieceCodec, RollKind
 from midisynth.models.midi2wave.rendering import render
 from midisynth.models.midi2wave.scheduled import ScheduledSampling
 from midisynth.module import MidiModule, Noise, Published, Rendering
-
-#: Attributes of a recording that the decoder may be told.
-ATTRIBUTES = ("year", "composer", "piano")
 
 #: Larger tables of codes are not made without being asked for.
 MOST_EMBEDDED = 1024
@@ -74,6 +71,9 @@ class Midi2Wave(MidiModule):
             unknown.
         composer: Likewise, the composer as the corpus spells it.
         piano: Likewise, the piano.
+        attribute_guidance: How much what is chosen of these three counts against unknown: 1 is as it is; above
+            exaggerates, with a second pass of the decoder for every sample. Of categorical heads alone, whose outputs
+            are log probabilities of codes: those of a mixture, added up, are not those of any mixture.
         temperature: Below 1 rendering keeps to what is probable; 0 takes the most probable.
         top_p: Rendering draws from the most probable codes that have this probability together.
         tail_sec: What is rendered after the end of the last note (seconds).
@@ -124,6 +124,7 @@ class Midi2Wave(MidiModule):
         year: str | int | dict[str, float] | None = None,
         composer: str | dict[str, float] | None = None,
         piano: str | dict[str, float] | None = None,
+        attribute_guidance: float = 1.0,
         temperature: float = 1.0,
         top_p: float = 1.0,
         tail_sec: float = 1.0,
@@ -370,10 +371,11 @@ class Midi2Wave(MidiModule):
 
     # Rendering
 
-    def make_engine(self) -> Engine:
-        """What makes samples one by one, of the present weights."""
+    def make_engine(self, guidance: float = 1.0) -> Engine:
+        """What makes samples one by one, of the present weights; guidance as in `Engine`."""
         options = self.hparams
-        return choose(self.network.decoder, self.head, options.temperature, options.top_p, options.engine)
+        drawing = options.temperature, options.top_p, options.engine, guidance
+        return choose(self.network.decoder, self.head, *drawing)
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         """Files stay apart."""

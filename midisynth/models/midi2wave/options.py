@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from midisynth.errors import UsageError
+from midisynth.models.midi2wave.conditioning import ATTRIBUTES
 from midisynth.models.midi2wave.network import WaveNet
 from midisynth.models.midi2wave.rendering import FADE_SEC
 
@@ -42,9 +44,26 @@ def check(options: Any) -> None:
     for name, least in (("length_sec", 0.0), ("segment_sec", FADE_SEC)):
         if options[name] is not None and options[name] <= least:
             raise UsageError(f"{name} is {options[name]:g}: it must be more than {least:g}")
+    _check_guidance(options)
     for name in ("bottleneck", "aggressive"):
         if options[name] is not None and not (options.conditioned and options.context_stack):
             raise UsageError(f"{name} needs an encoder: leave it out, or conditioned and context_stack as they are")
+
+
+def _check_guidance(options: Any) -> None:
+    guidance = options.attribute_guidance
+    if not 0 <= guidance < math.inf:
+        raise UsageError(f"attribute_guidance is {guidance:g}: it must be a number of at least 0")
+    if guidance == 1:
+        return
+    if all(options[name] is None for name in ATTRIBUTES):
+        raise UsageError(
+            f"attribute_guidance is {guidance:g}, and nothing is chosen: give {', '.join(ATTRIBUTES)} or some of them"
+        )
+    if options.head != "categorical":
+        # Guidance adds up log probabilities. Outputs of a mixture are none, and a sum of the logarithms of two mixtures
+        # is not that of a third.
+        raise UsageError(f"attribute_guidance is {guidance:g}: it needs head categorical, and head is {options.head}")
 
 
 def of_network(name: str, given: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def render(model: Midi2Wave, batch: Sequence[Mapping[str, Any]], noise: Noise) -
     if model.plot:
         for position, piece in enumerate(pieces):
             yield position, Rendering(figure=draw_roll(piece, model.codec))
-    engine = model.make_engine()
+    engine = model.make_engine(options.attribute_guidance)
     if options.segment_sec is None:
         codes = generate(model.network, engine, pieces, options.keep_prompt)
         chunks = ((position, model.companding.decode(block)) for position, block in codes)

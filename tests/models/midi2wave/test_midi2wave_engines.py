@@ -102,16 +102,28 @@ def collected(count: int, blocks) -> list[Tensor]:
     return [torch.cat(own) for own in found]
 
 
-def parallel(network: WaveNetAutoencoder, head: Head, piece: Piece, codes: Tensor, **drawing: float) -> Tensor:
+def parallel(
+    network: WaveNetAutoencoder, head: Head, piece: Piece, codes: Tensor, guidance: float = 1.0, **drawing: float
+) -> Tensor:
     """What the parallel network makes of the past of every sample but the first."""
+    logits = outputs(network, piece, codes, piece.attributes)
+    if guidance != 1:
+        unknown = outputs(network, piece, codes, None)
+        logits = guidance * logits + (1 - guidance) * unknown
+    return head.sample(logits, piece.noise[:-1], **drawing)
+
+
+def outputs(network: WaveNetAutoencoder, piece: Piece, codes: Tensor, attributes: Tensor | None) -> Tensor:
+    """What the parallel network says of every sample but the first, [samples - 1, outputs]."""
     past = codes.clone()
     if piece.teacher is not None:
         past[: len(piece.teacher)] = piece.teacher
-    attributes = None if piece.attributes is None else piece.attributes[None]
+    weight = network.decoder.dilated.weight
+    attributes = None if attributes is None else attributes[None].to(weight)
     z = None
     if network.encoder is not None:
         # A transposed convolution reaches back to the tick before.
-        z = network.encode(piece.roll[None], attributes)
+        z = network.encode(piece.roll[None].to(weight), attributes)
         if network.decoder.upsampling is None:
             z = z[..., piece.start :]
     if network.decoder.upsampling is not None:
@@ -119,7 +131,7 @@ def parallel(network: WaveNetAutoencoder, head: Head, piece: Piece, codes: Tenso
         logits = network.decoder._layers(network.decoder.input(past[None]), added)[..., :-1]
     else:
         logits = network.decode(past[None], z, attributes)[..., 1:]
-    return head.sample(logits[0].T, piece.noise[:-1], **drawing)
+    return logits[0].T
 
 
 @torch.no_grad()
@@ -145,6 +157,39 @@ def test_an_engine_draws_what_the_parallel_network_says(engine, variant, monkeyp
         else:  # rounding to a code may go either way
             assert ((codes[1:] - expected).abs() <= 1).all()
             assert (codes[1:] == expected).float().mean().nan_to_num(1) > 0.95
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("told", "options"), [(False, {}), (True, {"upsampling_window": 6}), (False, {"skips": False, "residual": LEVELS})]
+)
+def test_guidance_goes_from_unknown_attributes_beyond_the_chosen_ones(engine, told, options, monkeypatch):
+    """Of decoders, and of encoders that are told, too; against both networks in double precision."""
+    network, head = build(attributes={"year": 3}, **options)
+    if told:
+        network.encoder = WaveNet(
+            inputs=ROWS, kind="rows", outputs=3, layers=2, residual=4, skip=5, attributes={"year": 3}
+        ).eval()
+        torch.nn.init.normal_(network.encoder.global_cond["year"].weight)
+    wanted = pieces(network, head, [38, 61, 25, 1])
+    wanted[2] = dataclasses.replace(wanted[2], attributes=None)
+    monkeypatch.setattr(generation, "BLOCK_TICKS", 4)
+    monkeypatch.setattr(generation, "ENCODER_TICKS", 7)
+    monkeypatch.setattr(generation, "UPSAMPLED_COLUMNS", 3 * HOP)
+    if engine == "numba":
+        torch.set_num_threads(2)
+    network = network.cuda() if engine == "cuda" else network
+    drawing = {"temperature": 0.9, "top_p": 0.95}
+    guided, plain = (choose(network.decoder, head, name=engine, guidance=g, **drawing) for g in (2.0, 1.0))
+    assert (guided.passes, plain.passes) == (2, 1)
+    made = collected(4, generate(network, guided, wanted))
+    unguided = collected(4, generate(network, plain, wanted))
+    network = network.cpu().double()
+    for piece, codes in zip(wanted, made, strict=True):
+        assert len(codes) == piece.samples
+        assert codes[1:].equal(parallel(network, head, piece, codes, guidance=2.0, **drawing))
+    assert not made[0].equal(unguided[0]) and not made[1].equal(unguided[1])
+    assert made[2].equal(unguided[2]), "nothing is known of it that could be exaggerated"
 
 
 def test_blocks_batches_threads_and_runs_do_not_matter(engine, monkeypatch):
@@ -274,6 +319,7 @@ def test_the_kernels_without_numba(monkeypatch):
     network, head = build()
     wanted = pieces(network, head, [9, 9])
     monkeypatch.setattr(numba_engine, "_compiled", lambda: kernels.run)
+    monkeypatch.setattr(numba_engine.NumbaEngine, "_compile", lambda self: None)
     plain = numba_engine.NumbaEngine(Packed.of(network.decoder), head, 0.9, 0.9)
     made = collected(2, generate(network, plain, wanted))
     expected = collected(2, generate(network, choose(network.decoder, head, 0.9, 0.9, "torch"), wanted))

@@ -146,6 +146,15 @@ def test_the_year_changes_the_sound(song: Path):
         model.network.decoder.global_cond["year"].weight.data.copy_(table)
     unknown, one, other, between = (audio_of(model, song) for model in models)
     assert not torch.equal(unknown, one) and not torch.equal(one, other) and not torch.equal(between, one)
+    for kind in ({}, {"segment_sec": 0.5, "warmup_sec": 0.1}):
+        models = [build(**years, **kind, year=2004, attribute_guidance=guidance) for guidance in (0.0, 1.0, 3.0)]
+        unguided = build(**years, **kind)
+        for model in (*models, unguided):
+            model.network.decoder.global_cond["year"].weight.data.copy_(table)
+        none, same, exaggerated = (audio_of(model, song) for model in models)
+        assert torch.equal(none, audio_of(unguided, song))
+        assert torch.equal(same, one) or kind
+        assert not torch.equal(exaggerated, same) and not torch.equal(exaggerated, none)
     with pytest.raises(UsageError, match="1999"):
         audio_of(build(**years, year=1999), song)
     with pytest.raises(UsageError, match="no attribute 'piano'"):
@@ -292,6 +301,9 @@ def test_training_regimes_go_on_from_a_checkpoint(tmp_path: Path):
         ({"aggressive": {"window": 0}}, "window and longest"),
         ({"aggressive": {}, "conditioned": False}, "aggressive needs an encoder"),
         ({"bottleneck": "argmax", "context_stack": False}, "bottleneck needs an encoder"),
+        ({"attribute_guidance": 2.0}, "attribute_guidance is 2, and nothing is chosen"),
+        ({"attribute_guidance": float("nan"), "year": 2004}, "attribute_guidance is nan: it must be a number"),
+        ({"attribute_guidance": 0.5, "year": 2004, "head": "mixture"}, "needs head categorical, and head is mixture"),
         ({"decoder": {"skips": False}}, "decoder.residual must be 256"),
         ({"start_sec": -1.0}, "start_sec is -1: it must be at least 0"),
         ({"segment_sec": 0.05}, "segment_sec is 0.05: it must be more than 0.05"),

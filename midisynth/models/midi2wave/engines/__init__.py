@@ -29,6 +29,7 @@ def choose(
     temperature: float = 1.0,
     top_p: float = 1.0,
     name: Literal["auto", "torch", "numba", "cuda"] = "auto",
+    guidance: float = 1.0,
 ) -> Engine:
     """The engine of that name, or the fastest that is installed and works where the decoder is.
 
@@ -38,6 +39,7 @@ def choose(
         temperature: See `Head.sample`.
         top_p: See `Head.sample`.
         name: Of the engine.
+        guidance: See `Engine`; other than 1 it wants a categorical head.
 
     Raises:
         UsageError: That engine is not installed, or does not work there.
@@ -51,7 +53,7 @@ def choose(
     if name == "cuda" and device != "cuda":
         raise UsageError(f"engine cuda needs a CUDA device, the model is on {device}; see --trainer.accelerator")
     _tell(name, device)
-    return ENGINES[name](packed, head, temperature, top_p)
+    return ENGINES[name](packed, head, temperature, top_p, guidance)
 
 
 @functools.cache

@@ -20,15 +20,22 @@ class Engine(Protocol):
     Engines differ in speed alone: from the same noise all of them draw the same codes, up to values that rounding
     brings to the other side of a border.
 
+    Guidance takes two passes of the network for each stream, which share their codes: the first knows the attributes
+    that are chosen, the second knows none, and codes are drawn from `second + guidance * (first - second)` of their
+    outputs (Ho and Salimans 2022, arXiv 2207.12598; here of logits). Guidance of 1 is the first alone, which then is
+    the only one.
+
     Attributes:
         name: For the log.
         flat: Many streams take about as long as one.
         head: How codes are drawn.
+        passes: Of the network, for each stream.
     """
 
     name: str
     flat: bool
     head: Head
+    passes: int
 
     def start(self, streams: int) -> Any:
         """The state of streams before their first sample: empty queues, and silence as the first code."""
@@ -43,8 +50,8 @@ class Engine(Protocol):
 
         Args:
             state: Of the streams; it is advanced.
-            conditioning: [streams, columns, layers, 2R], what is added to the gates besides their biases; step s of
-                this call uses column s // hop.
+            conditioning: [streams * passes, columns, layers, 2R], the passes of a stream one after the other: what is
+                added to the gates besides their biases. Step s of this call uses column s // hop.
             hop: Steps that share a column.
             noise: [streams, steps, draws] in [0, 1), as the head wants it. Its length is the number of steps.
             teacher: [streams, steps] codes that are put in instead of those that were drawn; -1 where there is none.
@@ -53,6 +60,16 @@ class Engine(Protocol):
             [streams, steps] int64 codes on the CPU. Step s draws the code of the sample after the one it is put in.
         """
         ...
+
+
+def count_passes(guidance: float) -> int:
+    """How often the network is carried out for each stream."""
+    return 1 if guidance == 1 else 2
+
+
+def rows_of(streams: list[int], passes: int) -> list[int]:
+    """Where the passes of streams are in what has [streams * passes] rows."""
+    return [stream * passes + index for stream in streams for index in range(passes)]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ class _Graph:
 
     Attributes:
         graph: What is replayed.
-        added: [columns, layers, streams, 3R].
+        added: [columns, layers, streams * passes, 3R].
         noise: [steps, streams, draws].
         teacher: [steps, streams]; -1 where there is none.
         codes: [steps, streams].
@@ -72,7 +72,7 @@ class CudaEngine(TorchEngine):
         streams, steps = len(state.current), columns * hop
         graph = _Graph(
             torch.cuda.CUDAGraph(),
-            self._bias[:, None].repeat(columns, 1, streams, 1),
+            self._bias[:, None].repeat(columns, 1, streams * self.passes, 1),
             torch.zeros(steps, streams, draws, dtype=torch.float32, device=self.device),
             torch.full((steps, streams), -1, device=self.device),
             torch.empty(steps, streams, dtype=torch.int64, device=self.device),

@@ -68,6 +68,7 @@ class Drawing(NamedTuple):
         edge: Uniforms of logistics stay this far from 0 and 1.
         temperature: 0 takes the most probable.
         top_p: Share of the probability that is drawn from.
+        guidance: How far the outputs of two passes of a stream are from the second towards the first.
     """
 
     levels: int
@@ -77,10 +78,11 @@ class Drawing(NamedTuple):
     edge: float
     temperature: float
     top_p: float
+    guidance: np.float32
 
 
 class Buffers(NamedTuple):
-    """Memory of one step of streams.
+    """Memory of one step of streams; one that takes two passes counts as two.
 
     Attributes:
         pair: [streams, 2R] previous and current inputs of a layer.
@@ -215,6 +217,12 @@ def head(w: Weights, b: Buffers) -> None:
     add_product(np.maximum(b.hidden, ZERO), w.output, b.output)
 
 
+def guide(first: np.ndarray, second: np.ndarray, guidance: float32) -> None:
+    """Go from the outputs of the second pass towards those of the first, and beyond; the first holds the result."""
+    for index in range(len(first)):
+        first[index] = second[index] + guidance * (first[index] - second[index])
+
+
 def softmax(logits: np.ndarray, temperature: float, top_p: float, probability: np.ndarray) -> float:
     """Fill `probability` with what is in proportion to the softmax of logits, and return the sum."""
     highest = logits.max()
@@ -287,25 +295,30 @@ def run(
     Args:
         w: Weights.
         drawing: How codes are drawn.
-        queues: [streams, sum of dilations, R] past inputs of the layers.
+        queues: [streams * passes, sum of dilations, R] past inputs of the layers, for one pass or two.
         current: [streams] codes that go in.
         step: Since the start of the streams.
-        conditioning: [streams, columns, layers, 2R].
+        conditioning: [streams * passes, columns, layers, 2R].
         hop: Steps that share a column.
         noise: [streams, steps, draws].
         teacher: [streams, steps]; -1 where there is none.
         codes: [streams, steps], filled.
     """
-    streams, channels = len(current), queues.shape[2]
-    b = buffers(streams, w)
+    rows, streams, channels = len(queues), len(current), queues.shape[2]
+    passes = rows // streams
+    b = buffers(rows, w)
     for index in range(noise.shape[1]):
         for stream in range(streams):
             if teacher[stream, index] >= 0:
                 current[stream] = teacher[stream, index]
-            for channel in range(channels):
-                b.pair[stream, channels + channel] = w.table[current[stream], channel]
+            for row in range(stream * passes, (stream + 1) * passes):
+                for channel in range(channels):
+                    b.pair[row, channels + channel] = w.table[current[stream], channel]
         layers(w, b, queues, step + index, conditioning, index // hop)
         head(w, b)
         for stream in range(streams):
-            current[stream] = draw(b.output[stream], noise[stream, index], drawing, b.probability)
+            row = stream * passes
+            if passes == 2:
+                guide(b.output[row], b.output[row + 1], drawing.guidance)
+            current[stream] = draw(b.output[row], noise[stream, index], drawing, b.probability)
             codes[stream, index] = current[stream]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from midisynth.models.midi2wave.engines import kernels
-from midisynth.models.midi2wave.engines.base import Packed, tell
+from midisynth.models.midi2wave.engines.base import Packed, count_passes, rows_of, tell
 from midisynth.models.midi2wave.heads import LOGISTIC_EDGE, Head, LogisticMixture
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ def _compiled() -> Any:
 
     for function in (
         *(kernels.buffers, kernels.tanh, kernels.gate, kernels.add_product, kernels.layers, kernels.head),
-        *(kernels.softmax, kernels.inverse_cdf, kernels.draw),
+        *(kernels.guide, kernels.softmax, kernels.inverse_cdf, kernels.draw),
     ):
         register_jitable(fastmath=FAST_MATH, error_model="numpy")(function)
     compile_run = functools.partial(njit, nogil=True, fastmath=FAST_MATH, error_model="numpy")
@@ -53,7 +53,7 @@ class NumbaState:
     """Streams between two calls.
 
     Attributes:
-        queues: [streams, sum of dilations, R] past inputs of the layers.
+        queues: [streams * passes, sum of dilations, R] past inputs of the layers.
         current: [streams] codes that go in next.
         step: Since the start.
     """
@@ -71,12 +71,13 @@ class NumbaEngine:
         head: How codes are drawn.
         temperature: See `Head.sample`.
         top_p: See `Head.sample`.
+        guidance: See `Engine`.
     """
 
     name, flat = "numba", False
 
-    def __init__(self, packed: Packed, head: Head, temperature: float = 1.0, top_p: float = 1.0):
-        self.head = head
+    def __init__(self, packed: Packed, head: Head, temperature: float = 1.0, top_p: float = 1.0, guidance: float = 1.0):
+        self.head, self.passes = head, count_passes(guidance)
         self._weights = _weights(packed)
         mixture = head if isinstance(head, LogisticMixture) else None
         self._drawing = kernels.Drawing(
@@ -87,6 +88,7 @@ class NumbaEngine:
             edge=LOGISTIC_EDGE,
             temperature=float(temperature),
             top_p=float(top_p),
+            guidance=np.float32(guidance),
         )
         self._rows = sum(packed.dilations)
         self._channels = packed.table.shape[1]
@@ -105,18 +107,19 @@ class NumbaEngine:
             def on_end(self, _: event.Event) -> None:
                 pass
 
-        added, noise = (torch.zeros(1, 1, *shape, dtype=torch.float32) for shape in (self._weights.bias.shape, (2,)))
+        added = torch.zeros(self.passes, 1, *self._weights.bias.shape, dtype=torch.float32)
+        noise = torch.zeros(1, 1, 2, dtype=torch.float32)
         with event.install_listener("numba:compile", Teller()):
             self.run(self.start(1), added, 1, noise)
 
     def start(self, streams: int) -> NumbaState:
         """See `Engine.start`."""
-        queues = np.zeros((streams, self._rows, self._channels), np.float32)
+        queues = np.zeros((streams * self.passes, self._rows, self._channels), np.float32)
         return NumbaState(queues, np.full(streams, self._drawing.levels // 2), 0)
 
     def keep(self, state: NumbaState, streams: list[int]) -> NumbaState:
         """See `Engine.keep`."""
-        return NumbaState(state.queues[streams], state.current[streams], state.step)
+        return NumbaState(state.queues[rows_of(streams, self.passes)], state.current[streams], state.step)
 
     def run(
         self, state: NumbaState, conditioning: Tensor, hop: int, noise: Tensor, teacher: Tensor | None = None
@@ -129,13 +132,14 @@ class NumbaEngine:
         run = _compiled()
 
         def share(part: slice) -> None:
+            rows = slice(part.start * self.passes, part.stop * self.passes)
             run(
                 self._weights,
                 self._drawing,
-                state.queues[part],
+                state.queues[rows],
                 state.current[part],
                 state.step,
-                added[part],
+                added[rows],
                 hop,
                 uniforms[part],
                 forced[part],

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from midisynth.models.midi2wave.engines.base import Packed
+from midisynth.models.midi2wave.engines.base import Packed, count_passes, rows_of
 from midisynth.models.midi2wave.heads import Head
 
 
@@ -27,14 +27,14 @@ class _Layer(NamedTuple):
     """What the calls of one layer take: views of the memory of a state, and weights.
 
     Attributes:
-        sums: [streams, 2R].
-        tanh: [streams, R] of the sums.
-        logistic: [streams, R] of the sums.
-        gated: [streams, R], twice what the gate lets through.
-        added: [streams, 3R] of the next layer.
-        pair: [streams, 2R], gated and input.
+        sums: [rows, 2R].
+        tanh: [rows, R] of the sums.
+        logistic: [rows, R] of the sums.
+        gated: [rows, R], twice what the gate lets through.
+        added: [rows, 3R] of the next layer.
+        pair: [rows, 2R], gated and input.
         matrix: [2R, 3R].
-        entry: [streams, 3R] of the next layer: input and sums.
+        entry: [rows, 3R] of the next layer: input and sums.
     """
 
     sums: Tensor
@@ -49,19 +49,19 @@ class _Layer(NamedTuple):
 
 @dataclass
 class TorchState:
-    """Streams between two calls, and the memory of their steps.
+    """Streams between two calls, and the memory of their steps. There are rows for each pass of each stream.
 
     Attributes:
-        queues: [sum of dilations, streams, R] past inputs of the layers.
+        queues: [sum of dilations, rows, R] past inputs of the layers.
         current: [streams] codes that go in next.
         step: [] since the start.
         positions: [layers] rows of the queues that a step reads and then writes.
-        past: [layers, streams, R] what it reads there.
-        added: [layers + 1, streams, 3R] what each layer's input and sums get besides the product.
-        work: [layers + 1, streams, 4R] of each layer, side by side: gated, input, both halves of the sums. The last is
+        past: [layers, rows, R] what it reads there.
+        added: [layers + 1, rows, 3R] what each layer's input and sums get besides the product.
+        work: [layers + 1, rows, 4R] of each layer, side by side: gated, input, both halves of the sums. The last is
             that of the output without skips.
         layers: Views of them, and weights.
-        gated: [streams, layers, R].
+        gated: [rows, layers, R].
         graphs: Steps of these streams that were recorded.
     """
 
@@ -85,13 +85,15 @@ class TorchEngine:
         head: How codes are drawn.
         temperature: See `Head.sample`.
         top_p: See `Head.sample`.
+        guidance: See `Engine`.
     """
 
     name, flat = "torch", False
 
-    def __init__(self, packed: Packed, head: Head, temperature: float = 1.0, top_p: float = 1.0):
+    def __init__(self, packed: Packed, head: Head, temperature: float = 1.0, top_p: float = 1.0, guidance: float = 1.0):
         self.device = packed.table.device
         self.head, self._temperature, self._top_p = head, temperature, top_p
+        self.passes, self._guidance = count_passes(guidance), guidance
         self._channels = packed.table.shape[1]
         self._dilations = torch.tensor(packed.dilations, device=self.device)
         self._offsets = packed.offsets.to(self.device)
@@ -138,24 +140,24 @@ class TorchEngine:
 
     def start(self, streams: int) -> TorchState:
         """See `Engine.start`."""
-        layers, channels = len(self._dilations), self._channels
+        layers, channels, rows = len(self._dilations), self._channels, streams * self.passes
 
         def zeros(*shape: int) -> Tensor:
             # With a model in half precision, that is what torch makes unless told otherwise.
             return torch.zeros(shape, dtype=torch.float32, device=self.device)
 
-        work, added = zeros(layers + 1, streams, 4 * channels), zeros(layers + 1, streams, 3 * channels)
+        work, added = zeros(layers + 1, rows, 4 * channels), zeros(layers + 1, rows, 3 * channels)
         added[-1] = self._last_bias
         return TorchState(
-            queues=zeros(int(self._dilations.sum()), streams, channels),
+            queues=zeros(int(self._dilations.sum()), rows, channels),
             current=torch.full((streams,), self.head.levels // 2, device=self.device),
             step=torch.zeros((), dtype=torch.int64, device=self.device),
             positions=torch.zeros_like(self._offsets),
-            past=zeros(layers, streams, channels),
+            past=zeros(layers, rows, channels),
             added=added,
             work=work,
             layers=[self._views(index, work, added) for index in range(layers)],
-            gated=zeros(streams, layers, channels),
+            gated=zeros(rows, layers, channels),
         )
 
     def _views(self, index: int, work: Tensor, added: Tensor) -> _Layer:
@@ -174,7 +176,8 @@ class TorchEngine:
     def keep(self, state: TorchState, streams: list[int]) -> TorchState:
         """See `Engine.keep`."""
         kept = self.start(len(streams))
-        kept.queues, kept.current, kept.step = state.queues[:, streams], state.current[streams], state.step
+        kept.queues = state.queues[:, rows_of(streams, self.passes)]
+        kept.current, kept.step = state.current[streams], state.step
         return kept
 
     @torch.inference_mode()
@@ -199,12 +202,12 @@ class TorchEngine:
             codes[index] = self._step(state, added[index // hop], noise[index], forced)
 
     def _columns(self, conditioning: Tensor) -> Tensor:
-        """[streams, columns, layers, 2R] -> with all biases [columns, layers, streams, 3R]."""
+        """[rows, columns, layers, 2R] -> with all biases [columns, layers, rows, 3R]."""
         columns = (conditioning.to(self.device) * self._halves).permute(1, 2, 0, 3)
         return torch.nn.functional.pad(columns, (self._channels, 0)) + self._bias[:, None]
 
     def _step(self, state: TorchState, added: Tensor, noise: Tensor, teacher: Tensor | None) -> Tensor:
-        """Draw the next codes [streams] with the conditioning [layers, streams, 3R] and uniforms [streams, draws]."""
+        """Draw the next codes [streams] with the conditioning [layers, rows, 3R] and uniforms [streams, draws]."""
         if teacher is not None:
             state.current.copy_(torch.where(teacher >= 0, teacher, state.current))
         channels = self._channels
@@ -214,17 +217,23 @@ class TorchEngine:
         torch.index_select(state.queues, 0, state.positions, out=state.past)
         torch.baddbmm(added, state.past, self._past, out=state.added[:-1])
         work, addcmul, addmm = state.work, torch.addcmul, torch.addmm
-        torch.add(state.added[0], self._table[state.current], out=work[0, :, channels:])
+        read = self._table[state.current]
+        if self.passes > 1:
+            read = read[:, None].expand(-1, self.passes, -1).flatten(0, 1)
+        torch.add(state.added[0], read, out=work[0, :, channels:])
         for sums, tanh, logistic, gated, added_next, pair, matrix, entry in state.layers:
             sums.tanh_()
             addcmul(tanh, tanh, logistic, out=gated)
             addmm(added_next, pair, matrix, out=entry)
         state.queues.index_copy_(0, state.positions, work[:-1, :, channels : 2 * channels])
-        state.current.copy_(self.head.sample(self._outputs(state), noise, self._temperature, self._top_p))
+        outputs = self._outputs(state)
+        if self.passes > 1:
+            outputs = torch.lerp(outputs[1::2], outputs[::2], self._guidance)
+        state.current.copy_(self.head.sample(outputs, noise, self._temperature, self._top_p))
         return state.current
 
     def _outputs(self, state: TorchState) -> Tensor:
-        """[streams, outputs] from what the layers left."""
+        """[rows, outputs] from what the layers left."""
         if self._skip is None:
             return state.work[-1, :, self._channels : 2 * self._channels]
         state.gated.copy_(state.work[:-1, :, : self._channels].transpose(0, 1))
