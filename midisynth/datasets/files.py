@@ -5,10 +5,10 @@ from __future__ import annotations
 import csv
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from midisynth.errors import DataError
 
@@ -43,12 +43,17 @@ def read_table(path: Path, columns: Sequence[str], hint: str = "") -> list[dict[
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: is damaged ({error}); fetch it again") from error
+    check_columns(path, rows, columns, hint)
+    return rows
+
+
+def check_columns(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], hint: str = "") -> None:
+    """Raise `DataError` for a table without rows, or without one of the columns; see `read_table`."""
     if not rows:
         raise DataError(f"{path}: has no rows")
     absent = [name for name in columns if name not in rows[0]]
     if absent:
         raise DataError(f"{path}: has no column '{absent[0]}'{hint}")
-    return rows
 
 
 def cache_folder() -> Path:

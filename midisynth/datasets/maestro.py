@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 from midisynth.datasets.corpus import Corpus, Record, Split
-from midisynth.datasets.files import read_table
+from midisynth.datasets.files import check_columns, read_table
 from midisynth.errors import DataError
 
 COLUMNS = ("canonical_composer", "canonical_title", "split", "midi_filename", "audio_filename")
@@ -68,11 +68,7 @@ class Maestro(Corpus):
             raise DataError(f"maestro: {self.table} cannot be read ({error.strerror})") from error
         except ValueError as error:
             raise DataError(f"maestro: {self.table} is damaged ({error}); fetch it again") from error
-        if not rows:
-            raise DataError(f"maestro: {self.table} has no rows")
-        absent = [name for name in COLUMNS if name not in rows[0]]
-        if absent:
-            raise DataError(f"maestro: {self.table} has no column '{absent[0]}'")
+        check_columns(self.table, rows, COLUMNS)
         return rows
 
     def _record(self, row: Mapping[str, Any], number: int) -> Record:

@@ -15,6 +15,7 @@ from midisynth.metrics.scores import (
     MelError,
     NoteScores,
     SpectralConvergence,
+    Spread,
 )
 from midisynth.music.notes import NOTE_DTYPE
 
@@ -69,6 +70,19 @@ def test_one_process():
     all_metrics[0].reset()
     with pytest.warns(UserWarning, match="before the ``update``"):
         assert math.isnan(all_metrics[0].compute())
+
+
+def test_spread():
+    values = 100 + torch.randn(7, generator=torch.Generator().manual_seed(0))
+    spread = Spread()
+    for part in values.split(3):
+        spread.update(part)
+    mean, deviation = spread.compute()
+    assert float(mean) == pytest.approx(float(values.mean()), rel=1e-6)
+    assert float(deviation) == pytest.approx(float(values.std()), rel=1e-4)
+    spread.reset()
+    spread.update(values[:1])
+    assert math.isnan(spread.compute()[1])
 
 
 def test_batches_are_items():
