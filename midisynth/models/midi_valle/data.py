@@ -90,7 +90,7 @@ class MidiValleData(MidiDataModule):
         """See `PieceTokens`."""
         if self._encoder is None:
             # A codec that does not fit is refused before an hour is spent on encoding with it.
-            assert self._model.neural_codec
+            _ = self._model.neural_codec
             self._encoder = PieceTokens(store_part(self._model, "neural_codec", self.cache_dir), self.codec.note_rows)
         return self._encoder
 
