@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from midisynth.errors import DataError
+from midisynth.errors import DataError, UsageError
 from midisynth.music.notes import Performance, is_drum
 
 
@@ -24,6 +24,23 @@ class Instruments:
     programs: Mapping[int, int] = field(default_factory=dict)
     transpose: Mapping[int, int] = field(default_factory=dict)
     optional: bool = False
+
+    @classmethod
+    def of_input(cls, programs: Mapping[int | str, int]) -> Instruments:
+        """From program of the input -> program that the model takes it for.
+
+        Args:
+            programs: Keys may be text, which is what the command line and JSON make of them.
+
+        Raises:
+            UsageError: Two stand for the same one, or they are no programs.
+        """
+        if len(set(programs.values())) < len(programs):
+            raise UsageError("instruments: two programs of the input cannot be taken for the same one")
+        found = {known: int(played) for played, known in programs.items()}
+        if any(not 0 <= program <= 127 for program in (*found, *found.values())):
+            raise UsageError("instruments: programs are 0 to 127")
+        return cls(found)
 
     def known(self, program: int) -> int:
         """What the model calls a program of the file."""

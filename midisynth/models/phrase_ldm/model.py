@@ -180,11 +180,7 @@ class PhraseLdm(MidiModule):
             raise UsageError("sections: this model was not trained with plans of sections; ask for bars alone")
         if options.layout is not None and "layout" not in (options.conditions or ()):
             raise UsageError("layout: this model was not trained with layouts of instruments; leave it out")
-        instruments = dict(options.instruments or {})
-        if len(set(instruments.values())) < len(instruments):
-            raise UsageError("instruments: two programs of the input cannot be taken for the same one")
-        if any(not 0 <= program <= 127 for program in (*instruments, *instruments.values())):
-            raise UsageError("instruments: programs are 0 to 127")
+        Instruments.of_input(options.instruments or {})
         if options.key is not None:
             parse_key(options.key)
         if options.tempo is not None and not options.tempo > 0:
@@ -242,7 +238,7 @@ class PhraseLdm(MidiModule):
         """That of the autoencoder, for songs that fit into this model, played by what `instruments` says."""
         codec, options = self.song_codec(), self.hparams
         if options.instruments:
-            codec.instruments = Instruments({known: played for played, known in options.instruments.items()})
+            codec.instruments = Instruments.of_input(options.instruments)
         elif options.arranged:
             codec.instruments = Instruments(PUBLISHED_PLAYBACK.programs, PUBLISHED_PLAYBACK.transpose, optional=True)
         return codec

@@ -724,6 +724,12 @@ def test_commands_from_corpus_to_songs(corpus: Path, tmp_path: Path, monkeypatch
     assert json.loads(Path("songs/phraseldm-1.mid.json").read_text())["bars"] == 4
     main(["predict", str(song), f"--ckpt_path={ldm}", "--model.mode=continue", "--output=more.mid"])
     assert len(read_midi(Path("more.mid")).notes)
+    violin = read_midi(song)
+    violin.notes["program"][violin.notes["program"] == 13] = 40
+    write_midi(violin, Path("violin.mid"))
+    words = ["predict", "violin.mid", f"--ckpt_path={ldm}", "--model.mode=infill", "--model.keep=[40]"]
+    assert main([*words, "--model.instruments={40: 13}", "--output=band.mid"]) == 0
+    assert 40 in read_midi(Path("band.mid")).notes["program"]
 
 
 DDP_SCRIPT = """
