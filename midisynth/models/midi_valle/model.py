@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -40,6 +41,8 @@ from midisynth.module import MidiModule, Noise, Published, Rendering
 from midisynth.music.notes import Performance
 
 #: What is trained: both language models, the autoregressive one, or the other one.
+logger = logging.getLogger(__name__)
+
 Stage = Literal["joint", "ar", "nar"]
 STAGES: tuple[Stage, ...] = ("joint", "ar", "nar")
 
@@ -335,6 +338,8 @@ class MidiValle(MidiModule):
             rows, seconds, check = self.codec.note_rows, options.prompt_sec, options.prompt_check
             with torch.autocast(self.device.type, enabled=False):
                 found = load_prompt(audio, midi, self.neural_codec, rows, seconds, check, self.device)
+            for warning in found.warnings:
+                logger.warning("%s", warning)
             self._prompt = key, replace(found, codes=found.codes[:, : options.codebooks])
         return self._prompt[1]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from midisynth.music.notes import Performance
 
 if TYPE_CHECKING:
     from midisynth.models.midi_valle.model import MidiValle
+
+logger = logging.getLogger(__name__)
 
 #: Codes are decoded behind so much of their prompt (seconds), because the decoder of the codec looks back.
 LOOKBACK_SEC = 1.0
@@ -72,7 +75,10 @@ class PieceCodec:
         Raises:
             MidiError: It cannot be read, or no key of a piano is played in it.
         """
-        return {"performance": self.note_rows.read(path, repair=self.repair, max_duration_sec=self.max_duration_sec)}
+        performance = self.note_rows.read(path, repair=self.repair, max_duration_sec=self.max_duration_sec)
+        for warning in performance.warnings:
+            logger.warning("%s: %s", path, warning)
+        return {"performance": performance}
 
     def segments(self, performance: Performance) -> list[Segment]:
         """A performance in pieces that are generated one by one."""

@@ -17,7 +17,7 @@ from lightning.pytorch import Trainer
 from safetensors.torch import load_file
 
 from midisynth.checkpoints import load_model, save_weights
-from midisynth.errors import CheckpointError, UsageError
+from midisynth.errors import CheckpointError, MidiError, UsageError
 from midisynth.main import main
 from midisynth.models.midi_valle import MidiValle, NoteRows, PianoCodec
 from midisynth.models.midi_valle.checkpoint import own_name
@@ -27,7 +27,7 @@ from midisynth.models.midi_valle.examples import collate_segments
 from midisynth.models.midi_valle.prompts import default_prompt
 from midisynth.models.midi_valle.rendering import sound_of
 from midisynth.module import Item, Noise
-from midisynth.music.midi import write_midi
+from midisynth.music.midi import read_midi, write_midi
 from midisynth.testing_inputs import performance_of
 from midisynth.training.optimizers import ScaledAdam
 
@@ -343,6 +343,17 @@ def test_the_prompt_is_heard(files: list[Path], tmp_path: Path):
         sounds.append(rendered(model, files[1:])[0])
     torch.testing.assert_close(sounds[0], sounds[1], rtol=0, atol=1e-4)
     assert not torch.allclose(sounds[0], sounds[2], atol=1e-3)
+
+
+def test_doubts_about_a_prompt_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    audio, own = default_prompt()
+    transposed, midi = read_midi(own), tmp_path / "other.mid"
+    transposed.notes["pitch"] += 1
+    write_midi(transposed, midi)
+    built(prompt_audio=str(audio), prompt_midi=str(midi), prompt_sec=3.0, prompt_check="warn").eval().prompt()
+    assert f"{midi}: its notes are not those that are heard in {audio.name}" in caplog.text
+    with pytest.raises(MidiError, match="not those that are heard"):
+        built(prompt_audio=str(audio), prompt_midi=str(midi), prompt_sec=3.0).eval().prompt()
 
 
 def test_rows_are_those_of_the_prompt_and_of_the_segment(files: list[Path]):
